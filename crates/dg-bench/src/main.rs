@@ -1,0 +1,2 @@
+//! dg-bench
+fn main(){}

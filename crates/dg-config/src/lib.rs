@@ -1,0 +1,40 @@
+//! Settings: one TOML schema, environment variables and flags, each value with its origin.
+//!
+//! Everything is pure: files and the environment are read by the caller and passed in. What a
+//! setting is called in TOML, in the environment and on the command line, what it accepts and what
+//! it means stands once, in [`table`].
+//!
+//! # Layout
+//! - [`setting`]: [`Setting`], its [`Kind`] and checked [`Value`]s
+//! - [`table`]: [`Key`] and the table of all settings
+//! - [`file`]: TOML → values; errors show the line
+//! - [`env`]: `DG_*` → values
+//! - [`layers`]: [`Layers`], the precedence built-in < model < TOML < environment < flags
+//! - [`suggest`]: "did you mean"
+//!
+//! ```
+//! use dg_config::{Key, Layers, Origin};
+//! use std::path::Path;
+//!
+//! let mut layers = Layers::default();
+//! layers.add_file(Path::new("run.toml"), "[generate]\nheight = 512\nwidth = 256\n").unwrap();
+//! layers.add_env([("DG_T2I_WIDTH".into(), "768".into())]).unwrap();
+//! let settings = layers.resolve();
+//! assert_eq!((settings.integer(Key::Height), settings.integer(Key::Width)), (512, 768));
+//! assert!(matches!(settings.origin(Key::Height), Some(Origin::File { line: 2, .. })));
+//! assert_eq!(settings.origin(Key::Width).unwrap().to_string(), "DG_T2I_WIDTH");
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod env;
+pub mod file;
+pub mod layers;
+pub mod setting;
+pub mod suggest;
+pub mod table;
+
+pub use env::EnvError;
+pub use file::FileError;
+pub use layers::{BadDefault, Layers, Origin, Settings};
+pub use setting::{BadValue, Kind, Setting, Value};
+pub use table::{Key, SETTINGS};

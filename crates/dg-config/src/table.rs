@@ -1,0 +1,197 @@
+//! The table of all settings.
+
+use crate::setting::{Kind, Setting};
+use crate::suggest;
+use Kind::{Choice, Integer, Number, Switch, Text};
+
+/// Declares [`Key`] and [`SETTINGS`] together, so that neither can miss an entry.
+macro_rules! settings {
+    ($($key:ident: $section:literal $name:literal [$($alias:literal)*] [$($env:literal)*] $flag:literal
+       $kind:expr, $default:literal, $unit:literal, $heading:ident, $help:literal;)*) => {
+        /// Which setting.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Key {
+            $(#[doc = $help] $key,)*
+        }
+
+        /// All settings, in the order of help and `config show`.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: Key::$key,
+            section: $section,
+            name: $name,
+            aliases: &[$($alias),*],
+            env: &[$($env),*],
+            flag: $flag,
+            kind: $kind,
+            default: $default,
+            unit: $unit,
+            heading: $heading,
+            help: $help,
+        }),*];
+    };
+}
+
+impl Key {
+    /// The entry of the table.
+    pub fn setting(self) -> &'static Setting {
+        &SETTINGS[self as usize]
+    }
+
+    /// The setting that a TOML section knows by this name.
+    pub fn in_section(section: &str, name: &str) -> Option<Self> {
+        let mut of_section = SETTINGS.iter().filter(|s| s.section == section);
+        of_section.find(|s| s.name == name || s.aliases.contains(&name)).map(|s| s.key)
+    }
+
+    /// The setting that has this name, in any section.
+    pub fn named(name: &str) -> Option<Self> {
+        SETTINGS.iter().find(|s| s.name == name).map(|s| s.key)
+    }
+}
+
+/// The sections of the TOML schema.
+pub const SECTIONS: [&str; 4] = ["generate", "model", "parallel", "output"];
+
+/// The key of a section that `name` is likely a misspelling of.
+pub(crate) fn similar(section: &str, name: &str) -> Option<&'static str> {
+    suggest::closest(name, SETTINGS.iter().filter(|s| s.section == section).map(|s| s.name))
+}
+
+const PROMPT: &str = "What to draw";
+const PICTURE: &str = "The picture";
+const MODEL: &str = "The model";
+const OUTPUT: &str = "Output";
+const MACHINE: &str = "The machine";
+
+/// Longest prompt in characters.
+pub const PROMPT_CHARS_MAX: usize = 32_000;
+/// Longest path or name in characters.
+pub const PATH_CHARS_MAX: usize = 4096;
+
+const PATH: Kind = Text(PATH_CHARS_MAX);
+const DEGREE: Kind = Integer(1, 65_536);
+
+settings! {
+    Prompt: "" "prompt" [] ["DG_T2I_PROMPT"] true
+        Text(PROMPT_CHARS_MAX), "", "TEXT", PROMPT, "What to draw.";
+    PromptsFile: "" "prompts_file" [] ["DG_T2I_PROMPTS_FILE"] true
+        PATH, "", "FILE", PROMPT,
+        "Prompts from a .txt (one per line), .json, .jsonl or .csv file, or `-` for standard input. Rows may set prompt, negative_prompt, height, width, seed, num_inference_steps, guidance_scale, true_cfg_scale and name.";
+    FromImage: "" "from_image" [] ["DG_T2I_FROM_IMAGE"] true
+        PATH, "", "FILE", PROMPT, "Make this picture again from the request recorded in it; flags given beside it change the request.";
+    NegativePrompt: "generate" "negative_prompt" [] ["DG_T2I_NEGATIVE_PROMPT"] true
+        Text(PROMPT_CHARS_MAX), "", "TEXT", PROMPT, "What to move away from. Counts only when true_cfg_scale is above 1; may be empty.";
+    OutputNameColumn: "output" "output_name_column" [] ["DG_T2I_OUTPUT_NAME_COLUMN"] true
+        Text(256), "name", "COLUMN", PROMPT, "Column of the prompts file that names the pictures.";
+
+    Height: "generate" "height" [] ["DG_T2I_HEIGHT"] true
+        Integer(16, 8192), "1024", "PIXELS", PICTURE, "Height; rounded down to a multiple of 16.";
+    Width: "generate" "width" [] ["DG_T2I_WIDTH"] true
+        Integer(16, 8192), "1024", "PIXELS", PICTURE, "Width; rounded down to a multiple of 16.";
+    NumInferenceSteps: "generate" "num_inference_steps" [] ["DG_T2I_NUM_INFERENCE_STEPS"] true
+        Integer(1, 1000), "28", "N", PICTURE, "Denoising steps. Models without guidance embedding (FLUX.1-schnell): 4.";
+    GuidanceScale: "generate" "guidance_scale" [] ["DG_T2I_GUIDANCE_SCALE"] true
+        Number(0.0, 100.0), "3.5", "X", PICTURE, "Distilled guidance, an input of models such as FLUX.1-dev.";
+    TrueCfgScale: "generate" "true_cfg_scale" [] ["DG_T2I_TRUE_CFG_SCALE"] true
+        Number(0.0, 100.0), "1", "X", PICTURE, "Classifier-free guidance: above 1, and with a negative prompt, every step takes a second pass.";
+    MaxSequenceLength: "generate" "max_sequence_length" [] ["DG_T2I_MAX_SEQUENCE_LENGTH"] true
+        Integer(1, 512), "512", "TOKENS", PICTURE, "Tokens of the prompt that T5 reads. Models without guidance embedding: 256.";
+    NumImagesPerPrompt: "generate" "num_images_per_prompt" [] ["DG_T2I_NUM_IMAGES_PER_PROMPT"] true
+        Integer(1, 10_000), "1", "N", PICTURE, "Pictures of every prompt, each with its own seed.";
+    Seed: "generate" "seed" [] ["DG_T2I_SEED"] true
+        Integer(0, u64::MAX), "", "N", PICTURE, "Seed of the first picture; picture i of the run gets seed + i. Drawn at random when absent.";
+    BatchSize: "generate" "batch_size" [] ["DG_T2I_BATCH_SIZE"] true
+        Integer(1, 64), "1", "N", PICTURE, "Pictures that are computed together. Changes the speed and the memory, not the pictures.";
+
+    ModelName: "model" "model_name" ["name"] ["DG_T2I_MODEL_NAME"] true
+        PATH, "demo", "MODEL", MODEL, "`demo` (built in), a folder in diffusers layout, a hub id such as black-forest-labs/FLUX.1-dev, or FLUX.1-dev or FLUX.1-schnell. A folder that exists wins over a hub id.";
+    Revision: "model" "revision" [] ["DG_T2I_REVISION"] true
+        Text(256), "", "REV", MODEL, "Branch, tag or commit of a model on the hub.";
+    LocalFilesOnly: "model" "local_files_only" [] ["DG_T2I_LOCAL_FILES_ONLY"] true
+        Switch, "false", "BOOL", MODEL, "Use files that are already on this machine; never ask the hub.";
+    Dtype: "model" "dtype" [] ["DG_T2I_DTYPE"] true
+        Choice(&[&["auto"], &["float32", "fp32", "f32"], &["bfloat16", "bf16"]]), "auto", "TYPE", MODEL,
+        "Format of the arithmetic; sums are kept in float32 in either. auto: float32 on CPU, bfloat16 on CUDA.";
+    TimeDtype: "model" "time_dtype" [] ["DG_T2I_TIME_DTYPE"] true
+        Choice(&[&["model"], &["float32", "fp32", "f32"]]), "model", "TYPE", MODEL,
+        "Format of time and guidance in a bfloat16 run. model: as diffusers has it. float32: nearer to the float32 picture.";
+    EnableVaeTiling: "model" "enable_vae_tiling" [] ["DG_T2I_ENABLE_VAE_TILING"] true
+        Switch, "", "BOOL", MODEL, "Decode in blended tiles: less memory, a slightly different picture. Absent: only for very large pictures.";
+    EnableVaeSlicing: "model" "enable_vae_slicing" [] ["DG_T2I_ENABLE_VAE_SLICING"] true
+        Switch, "false", "BOOL", MODEL, "Decode the pictures of a batch one by one: less memory, the same pictures.";
+
+    OutputDir: "output" "output_dir" [] ["DG_T2I_OUTPUT_DIR"] true
+        PATH, "output", "DIR", OUTPUT, "Folder of the pictures; made if it is not there.";
+    OutputFormat: "output" "output_format" [] ["DG_T2I_OUTPUT_FORMAT"] true
+        Choice(&[&["png"], &["jpeg", "jpg"], &["webp"]]), "png", "FORMAT", OUTPUT, "png and webp are lossless.";
+    NoMetadata: "output" "no_metadata" [] ["DG_T2I_NO_METADATA"] true
+        Switch, "false", "BOOL", OUTPUT, "Do not record the request in the picture.";
+    NoResume: "output" "no_resume" [] ["DG_T2I_NO_RESUME"] true
+        Switch, "false", "BOOL", OUTPUT, "Make every picture again, also those that are finished.";
+    Report: "" "report" [] ["DG_T2I_REPORT"] true
+        PATH, "", "FILE", OUTPUT, "Write a machine-readable report of the run to this file.";
+    Json: "" "json" [] ["DG_T2I_JSON"] true
+        Switch, "false", "BOOL", OUTPUT, "Print one JSON object per picture on standard output in place of its path.";
+    Quiet: "" "quiet" [] ["DG_T2I_QUIET"] true
+        Switch, "false", "BOOL", OUTPUT, "Only errors on standard error: no progress, no warnings.";
+    LogFormat: "" "log_format" [] ["DG_T2I_LOG_FORMAT"] true
+        Choice(&[&["text"], &["json"]]), "text", "FORMAT", OUTPUT, "Form of messages on standard error.";
+    NoProgress: "" "no_progress" [] ["DG_NO_PROGRESS"] false
+        Switch, "false", "BOOL", OUTPUT, "No progress bars and no progress lines.";
+    Debug: "" "debug" [] ["DG_DEBUG"] false
+        Switch, "false", "BOOL", OUTPUT, "Log at level debug.";
+
+    Backend: "parallel" "backend" [] ["DG_T2I_BACKEND"] true
+        Choice(&[&["auto"], &["xdit"], &["serial"]]), "auto", "NAME", MACHINE, "xdit on one rank is serial.";
+    Device: "parallel" "device" [] ["DG_T2I_DEVICE"] true
+        Choice(&[&["auto"], &["cpu"], &["cuda"]]), "auto", "NAME", MACHINE, "Where to compute.";
+    Threads: "parallel" "threads" [] ["DG_T2I_THREADS"] true
+        Integer(1, 1024), "", "N", MACHINE, "Threads of the computation. Default: the physical cores that this process may use.";
+    NumGpus: "parallel" "num_gpus" [] ["DG_T2I_NUM_GPUS"] true
+        DEGREE, "1", "N", MACHINE, "Ranks. Only 1 in this version.";
+    DryRun: "" "dry_run" [] ["DG_T2I_DRY_RUN"] true
+        Switch, "false", "BOOL", MACHINE, "Show what would be done, and do nothing.";
+    Force: "" "force" [] ["DG_T2I_FORCE"] true
+        Switch, "false", "BOOL", MACHINE, "Try even if the memory looks too small, or --from_image names another model.";
+
+    DataParallelDegree: "parallel" "data_parallel_degree" [] ["DG_XDIT_DATA_PARALLEL_DEGREE"] false
+        DEGREE, "1", "N", MACHINE, "Replicas that share the pictures of a batch.";
+    UlyssesDegree: "parallel" "ulysses_degree" [] ["DG_XDIT_ULYSSES_DEGREE"] false
+        DEGREE, "1", "N", MACHINE, "Ranks among which attention heads are exchanged.";
+    RingDegree: "parallel" "ring_degree" [] ["DG_XDIT_RING_DEGREE"] false
+        DEGREE, "1", "N", MACHINE, "Ranks around which keys and values travel.";
+    PipefusionDegree: "parallel" "pipefusion_degree" ["pipefusion_parallel_degree"]
+        ["DG_XDIT_PIPEFUSION_DEGREE" "DG_XDIT_PIPEFUSION_PARALLEL_DEGREE"] false
+        DEGREE, "1", "N", MACHINE, "Stages among which the blocks are split.";
+    UseCfgParallel: "parallel" "use_cfg_parallel" [] ["DG_XDIT_USE_CFG_PARALLEL"] false
+        Switch, "false", "BOOL", MACHINE, "The two branches of true CFG on separate ranks.";
+    NumPipelinePatch: "parallel" "num_pipeline_patch" [] ["DG_XDIT_NUM_PIPELINE_PATCH"] false
+        DEGREE, "", "N", MACHINE, "Patches that travel through the stages. Default: the stages.";
+    WarmupSteps: "parallel" "warmup_steps" [] ["DG_XDIT_WARMUP_STEPS"] false
+        Integer(0, 1000), "1", "N", MACHINE, "Synchronous steps before the pipeline goes stale.";
+    Pipeline: "parallel" "pipeline" [] ["DG_XDIT_PIPELINE"] false
+        Choice(&[&["auto"], &["exact"], &["stale"]]), "auto", "MODE", MACHINE, "How the stages are kept busy.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_table_is_consistent() {
+        let mut names = BTreeSet::new();
+        for (i, s) in SETTINGS.iter().enumerate() {
+            assert_eq!(s.key as usize, i);
+            assert!(s.section.is_empty() || SECTIONS.contains(&s.section), "{}", s.name);
+            assert!(!s.env.is_empty() && !s.help.is_empty(), "{}", s.name);
+            assert!(s.default.is_empty() || s.parse(s.default).is_ok(), "{} {}", s.name, s.default);
+            for name in [s.name].iter().chain(s.aliases).chain(s.env) {
+                assert!(names.insert(*name), "{name} twice");
+            }
+            if s.flag {
+                assert_eq!(s.env[0], format!("DG_T2I_{}", s.name.to_uppercase()));
+            }
+        }
+    }
+}

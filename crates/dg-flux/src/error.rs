@@ -1,0 +1,104 @@
+//! What can be wrong with a model on disk.
+
+use dg_core::ExitCode;
+use std::path::PathBuf;
+
+/// A model folder that is missing, broken or of a kind that this program does not know.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The folder or one of its files is not there.
+    #[error("{}: not found", .0.display())]
+    Missing(PathBuf),
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A JSON file does not say what it must.
+    #[error("{file}: {reason}")]
+    Config {
+        /// The file, relative to the model folder.
+        file: String,
+        /// What is wrong, with the key and its value.
+        reason: String,
+    },
+    /// A component of a class that this program does not implement.
+    #[error("{file}: {component} is a `{class}`; this program knows {known}")]
+    UnknownClass {
+        /// The file that says so.
+        file: String,
+        /// Component, `transformer` for instance.
+        component: String,
+        /// The class found.
+        class: String,
+        /// The class that is implemented.
+        known: &'static str,
+    },
+    /// A weight file is truncated, lies about its contents, or is not safetensors.
+    #[error("{file}: {reason}")]
+    Weights {
+        /// The file, relative to the model folder.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A weight that the model needs is in none of the files.
+    #[error("{file}: tensor `{tensor}` is missing")]
+    MissingTensor {
+        /// Where it was looked for.
+        file: String,
+        /// Its name.
+        tensor: String,
+    },
+    /// A weight has another shape or number format than the configs say.
+    #[error("{file}: tensor `{tensor}` is {found}, expected {expected}")]
+    WrongTensor {
+        /// The file that holds it.
+        file: String,
+        /// Its name.
+        tensor: String,
+        /// What the file says.
+        found: String,
+        /// What the configs ask for.
+        expected: String,
+    },
+    /// A tokenizer that cannot be used.
+    #[error("{file}: {reason}")]
+    Tokenizer {
+        /// The file or folder, relative to the model folder.
+        file: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do about it.
+        hint: String,
+    },
+}
+
+impl ModelError {
+    /// The exit code of a program that stops because of this.
+    pub fn exit(&self) -> ExitCode {
+        ExitCode::Config
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Missing(path) if path.extension().is_none() => {
+                "a model is a folder in diffusers layout (model_index.json, transformer/, vae/, …), a hub id, or `demo`".into()
+            }
+            Self::Missing(_) | Self::MissingTensor { .. } => {
+                "the model folder is incomplete: download it again, or check that all shards are there".into()
+            }
+            Self::Io { .. } => "check the path and its permissions".into(),
+            Self::Config { .. } => "compare the file with the model's original on the hub".into(),
+            Self::UnknownClass { .. } => "use a FLUX.1 text-to-image model in diffusers layout".into(),
+            Self::Weights { .. } => "the file is damaged or not a safetensors file: download it again".into(),
+            Self::WrongTensor { .. } => "weights and config.json belong to different models".into(),
+            Self::Tokenizer { hint, .. } => hint.clone(),
+        })
+    }
+}

@@ -1,0 +1,66 @@
+//! FLUX text-to-image on burn: a diffusers folder in, pictures out.
+//!
+//! What is computed, with the source of every formula and how it is checked, stands in
+//! `docs/numerics.md`. The entry types are [`ModelRepo`] (a model, opened) and [`Pipeline`] (a
+//! model, loaded).
+//!
+//! # Layout
+//! - [`source`], [`config`], [`weights`], [`repo`]: files → configs and mapped tensors
+//! - [`tokenizer`], [`clip`], [`t5`], [`text`]: prompts → embeddings
+//! - [`transformer`], [`conditioning`], [`rope`], [`attend`]: latents → velocity
+//! - [`rng`], [`latents`], [`schedule`], [`pipeline`]: noise → latents
+//! - [`vae`], [`tiling`], [`picture`]: latents → RGB
+//! - [`watch`]: looking in, and stopping
+//!
+//! ```no_run
+//! use burn::tensor::Device;
+//! use dg_core::{DType, GenerateRequest, ImageSize, Seed, TimeDtype};
+//! use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions, watch::Unwatched};
+//!
+//! let repo = ModelRepo::open(ModelSource::Folder("FLUX.1-schnell".into()), "FLUX.1-schnell")?;
+//! let options = PipelineOptions {
+//!     device: Device::flex(),
+//!     dtype: DType::Float32,
+//!     time_dtype: TimeDtype::Model,
+//!     vae_tiling: None,
+//! };
+//! let mut pipeline = Pipeline::load(&repo, options)?;
+//! let (size, _) = ImageSize::fit(512, 512).unwrap();
+//! let pictures = pipeline.generate(&[GenerateRequest::new("a cat", size, Seed(0))], &mut Unwatched);
+//! # Ok::<(), dg_flux::ModelError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod attend;
+pub mod clip;
+pub mod conditioning;
+pub mod config;
+pub mod error;
+pub mod latents;
+pub mod picture;
+pub mod pipeline;
+pub mod repo;
+pub mod rng;
+pub mod rope;
+pub mod schedule;
+pub mod source;
+pub mod t5;
+pub mod text;
+pub mod tiling;
+pub mod tokenizer;
+pub mod transformer;
+pub mod vae;
+pub mod watch;
+pub mod weights;
+
+pub use config::{ModelConfig, ScheduleConfig};
+pub use error::ModelError;
+pub use picture::Picture;
+pub use pipeline::{Pipeline, PipelineOptions};
+pub use repo::ModelRepo;
+pub use source::ModelSource;
+
+/// The CPU device.
+pub fn cpu() -> burn::tensor::Device {
+    burn::tensor::Device::flex()
+}

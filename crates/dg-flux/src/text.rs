@@ -1,0 +1,112 @@
+//! Prompts → what the transformer reads of them.
+
+use crate::clip::Clip;
+use crate::t5::T5;
+use crate::tokenizer::PromptTokenizer;
+use crate::watch::{Cancelled, Watch};
+use crate::{ModelError, ModelRepo};
+use burn::tensor::{Device, Tensor};
+use dg_core::StepEvent;
+use dg_kernels::Precision;
+use std::collections::VecDeque;
+
+/// Encoded prompts that are kept for the next batch: negative prompts recur.
+const KEPT_MAX: usize = 8;
+
+/// Both tokenizers and both encoders.
+pub struct TextEncoder {
+    clip_tokenizer: PromptTokenizer,
+    t5_tokenizer: PromptTokenizer,
+    clip: Clip,
+    t5: T5,
+    clip_tokens: usize,
+    kept: VecDeque<(Prompt, Embedding)>,
+}
+
+/// One prompt as the encoders read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// For CLIP.
+    pub clip: String,
+    /// For T5.
+    pub t5: String,
+    /// T5 tokens.
+    pub tokens: usize,
+}
+
+/// One or more encoded prompts.
+#[derive(Clone)]
+pub struct Embedding {
+    /// T5: `[prompts, tokens, width]`.
+    pub text: Tensor<3>,
+    /// CLIP: `[prompts, width]`.
+    pub pooled: Tensor<2>,
+}
+
+impl Embedding {
+    /// Several prompts of equal length in one.
+    pub fn stack(all: Vec<Self>) -> Self {
+        let (text, pooled) = all.into_iter().map(|e| (e.text, e.pooled)).unzip();
+        Self { text: Tensor::cat(text, 0), pooled: Tensor::cat(pooled, 0) }
+    }
+}
+
+impl TextEncoder {
+    /// Loads tokenizers and encoders; also says which tensors are not used.
+    pub fn load(repo: &ModelRepo, device: &Device, p: Precision) -> Result<(Self, Vec<String>), ModelError> {
+        let shape = repo.shape();
+        let clip_tokenizer = PromptTokenizer::clip(repo.source())?;
+        let t5_tokenizer = PromptTokenizer::t5(repo.source())?;
+        for (file, tokenizer, vocab) in [
+            ("tokenizer", &clip_tokenizer, shape.clip.vocab),
+            ("tokenizer_2", &t5_tokenizer, shape.t5.vocab),
+        ] {
+            if tokenizer.vocabulary() > vocab {
+                let reason = format!("it has {} tokens, the encoder {vocab}", tokenizer.vocabulary());
+                let hint = "tokenizer and encoder belong to different models".into();
+                return Err(ModelError::Tokenizer { file: file.into(), reason, hint });
+            }
+        }
+        let (clip_weights, t5_weights) = (repo.clip.loader(device, p), repo.t5.loader(device, p));
+        let encoder = Self {
+            clip_tokenizer,
+            t5_tokenizer,
+            clip: Clip::load(&clip_weights, &shape.clip)?,
+            t5: T5::load(&t5_weights, &shape.t5)?,
+            clip_tokens: shape.clip.positions,
+            kept: VecDeque::new(),
+        };
+        let mut unused = clip_weights.unused(&["text_model.embeddings.position_ids", "text_projection"]);
+        unused.extend(t5_weights.unused(&["encoder.embed_tokens.weight", "shared.weight"]));
+        Ok((encoder, unused))
+    }
+
+    /// Encodes one prompt, or takes it from those that were kept.
+    pub fn encode(&mut self, prompt: &Prompt, watch: &mut dyn Watch) -> Result<Embedding, Cancelled> {
+        if let Some((_, known)) = self.kept.iter().find(|(p, _)| p == prompt) {
+            return Ok(known.clone());
+        }
+        let ids = self.clip_tokenizer.encode(&prompt.clip, self.clip_tokens);
+        told(watch, "CLIP", self.clip_tokens, ids.cut);
+        let pooled = self.clip.pooled(&[ids.ids], &mut |name, x| watch.see(&format!("clip.{name}"), x));
+        if watch.stop() {
+            return Err(Cancelled);
+        }
+        let ids = self.t5_tokenizer.encode(&prompt.t5, prompt.tokens);
+        told(watch, "T5", prompt.tokens, ids.cut);
+        let text = self.t5.encode(&[ids.ids], &mut |name, x| watch.see(&format!("t5.{name}"), x));
+        if watch.stop() {
+            return Err(Cancelled);
+        }
+        let embedding = Embedding { text, pooled };
+        self.kept.push_front((prompt.clone(), embedding.clone()));
+        self.kept.truncate(KEPT_MAX);
+        Ok(embedding)
+    }
+}
+
+fn told(watch: &mut dyn Watch, encoder: &str, tokens_max: usize, cut: Option<String>) {
+    if let Some(cut) = cut {
+        watch.event(StepEvent::PromptTruncated { encoder: encoder.into(), tokens_max, cut });
+    }
+}

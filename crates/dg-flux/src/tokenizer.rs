@@ -1,0 +1,133 @@
+//! Prompt → token ids, by the crate `tokenizers`.
+
+use crate::{ModelError, ModelSource};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use tokenizers::Tokenizer;
+
+/// CLIP reads this many tokens, start and end included.
+pub const CLIP_TOKENS: usize = 77;
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// Token ids of one prompt, padded to the length of the encoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// The end of the prompt that did not fit, if any.
+    pub cut: Option<String>,
+}
+
+/// Either tokenizer of a FLUX model.
+pub struct PromptTokenizer {
+    inner: Tokenizer,
+    start: Option<u32>,
+    end: u32,
+    pad: u32,
+}
+
+impl PromptTokenizer {
+    /// CLIP's, from `tokenizer/tokenizer.json`, or else built from `vocab.json` and `merges.txt`.
+    /// Ids are start + at most 75 tokens + end, padded with end.
+    pub fn clip(source: &ModelSource) -> Result<Self, ModelError> {
+        let ready = "tokenizer/tokenizer.json";
+        let (file, inner) = if source.has(ready) {
+            (ready, parse(ready, &source.small(ready)?)?)
+        } else {
+            clip_from_vocabulary(source)?
+        };
+        let (start, end) = (special(&inner, file, START)?, special(&inner, file, END)?);
+        Ok(Self { inner: plain(inner), start: Some(start), end, pad: end })
+    }
+
+    /// T5's, from `tokenizer_2/tokenizer.json`. Ids are tokens + `</s>`, padded with `<pad>`.
+    pub fn t5(source: &ModelSource) -> Result<Self, ModelError> {
+        let file = "tokenizer_2/tokenizer.json";
+        if !source.has(file) {
+            let spiece = source.has("tokenizer_2/spiece.model");
+            let reason = if spiece { "not there; `spiece.model` alone cannot be read" } else { "not there" };
+            let hint = "make it with Python's transformers: \
+                        T5TokenizerFast.from_pretrained(\"MODEL\", subfolder=\"tokenizer_2\")\
+                        .save_pretrained(\"MODEL/tokenizer_2\")";
+            return Err(ModelError::Tokenizer { file: file.into(), reason: reason.into(), hint: hint.into() });
+        }
+        let inner = parse(file, &source.small(file)?)?;
+        let (end, pad) = (special(&inner, file, "</s>")?, special(&inner, file, "<pad>")?);
+        Ok(Self { inner: plain(inner), start: None, end, pad })
+    }
+
+    /// The ids of `prompt`, exactly `length` of them.
+    pub fn encode(&self, prompt: &str, length: usize) -> Tokens {
+        let encoding = self.inner.encode(prompt, false).expect("encoding text without special tokens cannot fail");
+        let room = length.saturating_sub(1 + usize::from(self.start.is_some()));
+        let words = encoding.get_ids();
+        let cut = (words.len() > room).then(|| {
+            let from = encoding.get_offsets().get(room).map_or(0, |o| o.0);
+            prompt.get(from..).unwrap_or(prompt).trim().to_owned()
+        });
+        let mut ids: Vec<u32> = self.start.into_iter().chain(words.iter().take(room).copied()).collect();
+        ids.push(self.end);
+        ids.truncate(length);
+        ids.resize(length, self.pad);
+        Tokens { ids, cut }
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}
+
+fn parse(file: &str, bytes: &[u8]) -> Result<Tokenizer, ModelError> {
+    Tokenizer::from_bytes(bytes).map_err(|e| broken(file, e.to_string()))
+}
+
+fn broken(file: &str, reason: String) -> ModelError {
+    ModelError::Tokenizer { file: file.into(), reason, hint: "download the tokenizer again".into() }
+}
+
+/// Neither padding nor truncation of its own: [`PromptTokenizer::encode`] does both.
+fn plain(mut t: Tokenizer) -> Tokenizer {
+    t.with_padding(None);
+    t.with_truncation(None).expect("removing truncation cannot fail");
+    t
+}
+
+fn special(t: &Tokenizer, file: &str, token: &str) -> Result<u32, ModelError> {
+    t.token_to_id(token).ok_or_else(|| broken(file, format!("it has no token `{token}`")))
+}
+
+/// What `transformers` builds from CLIP's `vocab.json` and `merges.txt`.
+fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer), ModelError> {
+    let (vocab_file, merges_file) = ("tokenizer/vocab.json", "tokenizer/merges.txt");
+    let vocab: BTreeMap<String, u32> = source.json(vocab_file)?;
+    let text = source.small(merges_file)?;
+    let text = std::str::from_utf8(&text).map_err(|e| broken(merges_file, e.to_string()))?;
+    let merges: Vec<&str> = text.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
+    let id = |token: &str| {
+        vocab.get(token).copied().ok_or_else(|| broken(vocab_file, format!("it has no token `{token}`")))
+    };
+    let added = |id: u32, content: &str, normalized: bool| -> Value {
+        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": normalized, "special": true })
+    };
+    let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+    let definition = json!({
+        "version": "1.0",
+        "added_tokens": [added(id(START)?, START, true), added(id(END)?, END, false)],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "NFC" },
+            { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
+            { "type": "Lowercase" },
+        ]},
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": words }, "behavior": "Removed", "invert": true },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        ]},
+        "model": { "type": "BPE", "unk_token": END, "continuing_subword_prefix": "",
+                   "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges },
+    });
+    Ok((vocab_file, parse(merges_file, definition.to_string().as_bytes())?))
+}

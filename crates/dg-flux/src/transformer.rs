@@ -1,0 +1,313 @@
+//! FLUX's diffusion transformer: noisy latents, text, time → velocity.
+//!
+//! Black Forest Labs, FLUX.1 (2024); MM-DiT after P. Esser et al. (2024), parallel blocks after
+//! M. Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters" (2023). Key names and
+//! order of operations are those of diffusers' `transformer_flux.py`.
+//!
+//! Shapes: b images, N image tokens, T text tokens, D = heads · head_dim.
+//!
+//! ```text
+//! x [b,N,64] ──x_embedder──► image [b,N,D] ─┐ double blocks: two streams, joint attention
+//! text [b,T,d_text] ─context_embedder─► [b,T,D] ┘
+//!                      text ‖ image [b,T+N,D]   single blocks: one stream, MLP beside attention
+//!                      image rows ──► ln, modulate, proj_out ──► velocity [b,N,64]
+//! ```
+
+use crate::ModelError;
+use crate::attend::Attend;
+use crate::conditioning::{Conditioning, Moment};
+use crate::rope::Rope;
+use crate::watch::{Cancelled, Watch};
+use crate::weights::{Linear, Loader};
+use burn::tensor::Tensor;
+use dg_core::shape::TransformerShape;
+use dg_kernels::{self as k, Precision};
+
+/// Epsilon of every norm.
+const EPS: f64 = 1e-6;
+
+/// The transformer.
+pub struct Transformer {
+    shape: TransformerShape,
+    x_embedder: Linear,
+    context_embedder: Linear,
+    conditioning: Conditioning,
+    double: Vec<DoubleBlock>,
+    single: Vec<SingleBlock>,
+    norm_out: Linear,
+    proj_out: Linear,
+    precision: Precision,
+}
+
+/// What one forward pass reads.
+pub struct Inputs<'a> {
+    /// Packed latents `[b, N, in_channels]`.
+    pub x: Tensor<3>,
+    /// T5 embeddings `[b, T, text_width]`.
+    pub text: Tensor<3>,
+    /// CLIP's pooled embedding `[b, pooled_width]`.
+    pub pooled: Tensor<2>,
+    /// Time and guidance of each image.
+    pub moments: &'a [Moment],
+    /// Positions of the T text and then the N image tokens.
+    pub rope: &'a Rope,
+}
+
+impl Transformer {
+    /// Takes all weights of the transformer.
+    pub fn load(w: &Loader<'_>, shape: &TransformerShape) -> Result<Self, ModelError> {
+        let d = shape.width();
+        Ok(Self {
+            x_embedder: w.linear("x_embedder", shape.in_channels, d)?,
+            context_embedder: w.linear("context_embedder", shape.text_width, d)?,
+            conditioning: Conditioning::load(w, shape)?,
+            double: (0..shape.double_blocks).map(|i| DoubleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
+            single: (0..shape.single_blocks).map(|i| SingleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
+            norm_out: w.linear("norm_out.linear", d, 2 * d)?,
+            proj_out: w.linear("proj_out", d, shape.in_channels)?,
+            precision: w.precision(),
+            shape: shape.clone(),
+        })
+    }
+
+    /// The velocity (noise − image) at each image token, `[b, N, in_channels]`.
+    pub fn forward(
+        &self,
+        inputs: Inputs<'_>,
+        attend: &mut dyn Attend,
+        watch: &mut dyn Watch,
+    ) -> Result<Tensor<3>, Cancelled> {
+        let p = self.precision;
+        let c = self.conditioning.forward(inputs.moments, inputs.pooled);
+        watch.see("temb", &c.clone().unsqueeze_dim(0));
+        let c = k::silu(c, p);
+        let mut image = self.x_embedder.forward(inputs.x);
+        let mut text = self.context_embedder.forward(inputs.text);
+        watch.see("x_embedder", &image);
+        watch.see("context_embedder", &text);
+        for (i, block) in self.double.iter().enumerate() {
+            (text, image) = block.forward(text, image, &c, inputs.rope, attend);
+            watch.see(&format!("double_{i}.text"), &text);
+            watch.see(&format!("double_{i}.image"), &image);
+            check(watch)?;
+        }
+        let (text_tokens, image_tokens) = (text.dims()[1], image.dims()[1]);
+        let mut z = k::cat_tokens(text, image);
+        for (i, block) in self.single.iter().enumerate() {
+            z = block.forward(z, &c, inputs.rope, attend);
+            watch.see(&format!("single_{i}"), &z);
+            check(watch)?;
+        }
+        let image = z.narrow(1, text_tokens, image_tokens);
+        // the final layer alone has its scale before its shift
+        let [scale, shift] = chunks(&self.norm_out, &c, self.shape.width());
+        let v = self.proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, p));
+        watch.see("proj_out", &v);
+        Ok(v)
+    }
+}
+
+fn check(watch: &dyn Watch) -> Result<(), Cancelled> {
+    if watch.stop() { Err(Cancelled) } else { Ok(()) }
+}
+
+/// The `N` vectors `[b, D]` that a modulation layer makes of the conditioning.
+fn chunks<const N: usize>(linear: &Linear, c: &Tensor<2>, d: usize) -> [Tensor<2>; N] {
+    let all = linear.forward(c.clone());
+    std::array::from_fn(|i| all.clone().narrow(1, i * d, d))
+}
+
+/// Self-attention's projections for one stream: q, k, v, and the norms of q and k.
+struct Qkv {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    norm_q: Tensor<1>,
+    norm_k: Tensor<1>,
+    heads: usize,
+    precision: Precision,
+}
+
+impl Qkv {
+    fn load(w: &Loader<'_>, s: &TransformerShape, at: &str, names: [&str; 5]) -> Result<Self, ModelError> {
+        let linear = |name: &str| w.linear(&format!("{at}.{name}"), s.width(), s.width());
+        let norm = |name: &str| w.vector(&format!("{at}.{name}.weight"), s.head_dim);
+        Ok(Self {
+            q: linear(names[0])?,
+            k: linear(names[1])?,
+            v: linear(names[2])?,
+            norm_q: norm(names[3])?,
+            norm_k: norm(names[4])?,
+            heads: s.heads,
+            precision: w.precision(),
+        })
+    }
+
+    /// `x` `[b, n, D]` → rotated q and k, and v, each `[b, n, heads, head_dim]`.
+    fn forward(&self, x: Tensor<3>, rope: &Rope) -> [Tensor<4>; 3] {
+        let [b, n, d] = x.dims();
+        let split = |t: Tensor<3>| t.reshape([b, n, self.heads, d / self.heads]);
+        let turn = |t: Tensor<3>, norm: &Tensor<1>| {
+            k::rms_norm_rope(split(t), norm, &rope.cos, &rope.sin, EPS, self.precision)
+        };
+        let q = turn(self.q.forward(x.clone()), &self.norm_q);
+        let key = turn(self.k.forward(x.clone()), &self.norm_k);
+        [q, key, split(self.v.forward(x))]
+    }
+}
+
+/// Two linear layers with a GELU (tanh form) between them.
+struct FeedForward {
+    up: Linear,
+    down: Linear,
+    precision: Precision,
+}
+
+impl FeedForward {
+    fn load(w: &Loader<'_>, at: &str, d: usize) -> Result<Self, ModelError> {
+        Ok(Self {
+            up: w.linear(&format!("{at}.net.0.proj"), d, 4 * d)?,
+            down: w.linear(&format!("{at}.net.2"), 4 * d, d)?,
+            precision: w.precision(),
+        })
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.down.forward(k::gelu_tanh(self.up.forward(x), self.precision))
+    }
+}
+
+/// One stream of a double block.
+struct Stream {
+    modulation: Linear,
+    qkv: Qkv,
+    out: Linear,
+    ff: FeedForward,
+    precision: Precision,
+}
+
+/// What the modulation layer of a stream says.
+struct StreamModulation {
+    attention: [Tensor<2>; 3],
+    mlp: [Tensor<2>; 3],
+}
+
+impl Stream {
+    fn modulation(&self, c: &Tensor<2>, d: usize) -> StreamModulation {
+        let [shift, scale, gate, shift2, scale2, gate2] = chunks(&self.modulation, c, d);
+        StreamModulation { attention: [shift, scale, gate], mlp: [shift2, scale2, gate2] }
+    }
+
+    fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope) -> [Tensor<4>; 3] {
+        let [shift, scale, _] = m.attention.clone();
+        self.qkv.forward(k::layer_norm_modulate(x.clone(), shift, scale, EPS, self.precision), rope)
+    }
+
+    /// Adds the attention output `o` `[b, n, D]` and the MLP to the stream.
+    fn finish(&self, x: Tensor<3>, o: Tensor<3>, m: StreamModulation) -> Tensor<3> {
+        let p = self.precision;
+        let [_, _, gate] = m.attention;
+        let x = k::gated_residual(x, gate, self.out.forward(o), p);
+        let [shift, scale, gate] = m.mlp;
+        let y = self.ff.forward(k::layer_norm_modulate(x.clone(), shift, scale, EPS, p));
+        k::gated_residual(x, gate, y, p)
+    }
+}
+
+/// Text and image keep their own weights and meet in attention.
+struct DoubleBlock {
+    image: Stream,
+    text: Stream,
+    scale: f32,
+    precision: Precision,
+}
+
+impl DoubleBlock {
+    fn load(w: &Loader<'_>, s: &TransformerShape, i: usize) -> Result<Self, ModelError> {
+        let d = s.width();
+        let at = |name: &str| format!("transformer_blocks.{i}.{name}");
+        let stream = |modulation: &str, qkv: [&str; 5], out: &str, ff: &str| -> Result<Stream, ModelError> {
+            Ok(Stream {
+                modulation: w.linear(&at(modulation), d, 6 * d)?,
+                qkv: Qkv::load(w, s, &at("attn"), qkv)?,
+                out: w.linear(&at(out), d, d)?,
+                ff: FeedForward::load(w, &at(ff), d)?,
+                precision: w.precision(),
+            })
+        };
+        let own = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
+        let added = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
+        Ok(Self {
+            image: stream("norm1.linear", own, "attn.to_out.0", "ff")?,
+            text: stream("norm1_context.linear", added, "attn.to_add_out", "ff_context")?,
+            scale: (s.head_dim as f32).powf(-0.5),
+            precision: w.precision(),
+        })
+    }
+
+    fn forward(
+        &self,
+        text: Tensor<3>,
+        image: Tensor<3>,
+        c: &Tensor<2>,
+        rope: &Rope,
+        attend: &mut dyn Attend,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let ([b, t, d], n) = (text.dims(), image.dims()[1]);
+        let (mi, mt) = (self.image.modulation(c, d), self.text.modulation(c, d));
+        let from_image = self.image.qkv(&image, &mi, &rope.slice(t, n));
+        let from_text = self.text.qkv(&text, &mt, &rope.slice(0, t));
+        let [q, key, v] = joined(from_text, from_image);
+        let o = attend.attend(q, key, v, self.scale, self.precision).reshape([b, t + n, d]);
+        let text = self.text.finish(text, o.clone().narrow(1, 0, t), mt);
+        let image = self.image.finish(image, o.narrow(1, t, n), mi);
+        (text, image)
+    }
+}
+
+/// Text rows before image rows.
+fn joined(text: [Tensor<4>; 3], image: [Tensor<4>; 3]) -> [Tensor<4>; 3] {
+    let [b, t, heads, d] = text[0].dims();
+    let n = image[0].dims()[1];
+    let mut pairs = text.into_iter().zip(image);
+    std::array::from_fn(|_| {
+        let (a, z) = pairs.next().expect("three of each");
+        let (a, z) = (a.reshape([b, t, heads * d]), z.reshape([b, n, heads * d]));
+        k::cat_tokens(a, z).reshape([b, t + n, heads, d])
+    })
+}
+
+/// One stream of text and image; attention and MLP side by side.
+struct SingleBlock {
+    modulation: Linear,
+    qkv: Qkv,
+    proj_mlp: Linear,
+    proj_out: Linear,
+    scale: f32,
+    precision: Precision,
+}
+
+impl SingleBlock {
+    fn load(w: &Loader<'_>, s: &TransformerShape, i: usize) -> Result<Self, ModelError> {
+        let d = s.width();
+        let at = |name: &str| format!("single_transformer_blocks.{i}.{name}");
+        Ok(Self {
+            modulation: w.linear(&at("norm.linear"), d, 3 * d)?,
+            qkv: Qkv::load(w, s, &at("attn"), ["to_q", "to_k", "to_v", "norm_q", "norm_k"])?,
+            proj_mlp: w.linear(&at("proj_mlp"), d, 4 * d)?,
+            proj_out: w.linear(&at("proj_out"), 5 * d, d)?,
+            scale: (s.head_dim as f32).powf(-0.5),
+            precision: w.precision(),
+        })
+    }
+
+    fn forward(&self, z: Tensor<3>, c: &Tensor<2>, rope: &Rope, attend: &mut dyn Attend) -> Tensor<3> {
+        let (p, [b, n, d]) = (self.precision, z.dims());
+        let [shift, scale, gate] = chunks(&self.modulation, c, d);
+        let u = k::layer_norm_modulate(z.clone(), shift, scale, EPS, p);
+        let [q, key, v] = self.qkv.forward(u.clone(), rope);
+        let mlp = k::gelu_tanh(self.proj_mlp.forward(u), p);
+        let o = attend.attend(q, key, v, self.scale, p).reshape([b, n, d]);
+        k::gated_residual(z, gate, self.proj_out.forward(k::cat_channels(o, mlp)), p)
+    }
+}

@@ -1,0 +1,33 @@
+//! Looking into a run, and stopping it.
+
+use burn::tensor::Tensor;
+use dg_core::StepEvent;
+
+/// Sees intermediate results and may stop the run between blocks.
+pub trait Watch {
+    /// An intermediate result, `double_0.image` for instance.
+    fn see(&mut self, name: &str, x: &Tensor<3>) {
+        let _ = (name, x);
+    }
+
+    /// Something worth telling happened.
+    fn event(&mut self, event: StepEvent) {
+        let _ = event;
+    }
+
+    /// True to stop as soon as possible.
+    fn stop(&self) -> bool {
+        false
+    }
+}
+
+/// The run was stopped by [`Watch::stop`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cancelled")]
+pub struct Cancelled;
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {}

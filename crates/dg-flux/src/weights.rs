@@ -1,0 +1,241 @@
+//! Weights by name, straight from memory-mapped safetensors files.
+//!
+//! A tensor that can be used as it lies in the file is never copied: it *is* the map. bf16 and f16
+//! weights of a float32 run stay as they are and are widened layer by layer by `dg-kernels`.
+
+use crate::{ModelError, ModelSource};
+use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData, bf16, f16};
+use bytes::Bytes;
+use dg_kernels::Precision;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Most weight files of one component.
+const SHARDS_MAX: usize = 512;
+
+/// The tensors of one component: name → place in a mapped file.
+pub struct WeightFiles {
+    component: String,
+    tensors: BTreeMap<String, Entry>,
+    files: Vec<MappedWeights>,
+}
+
+/// One mapped file.
+pub struct MappedWeights {
+    /// Path relative to the model folder.
+    pub name: Arc<str>,
+    /// The whole file.
+    pub bytes: Bytes,
+    /// Where the tensors start: length of header and length field.
+    pub header_len: usize,
+}
+
+#[derive(Clone)]
+struct Entry {
+    file: Arc<str>,
+    bytes: Bytes,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl WeightFiles {
+    /// Maps `component/base.safetensors`, or the shards that `component/base.safetensors.index.json`
+    /// names, and reads their headers.
+    pub fn open(source: &ModelSource, component: &str, base: &str) -> Result<Self, ModelError> {
+        let single = format!("{component}/{base}.safetensors");
+        let index = format!("{single}.index.json");
+        let mut all = Self { component: component.into(), tensors: BTreeMap::new(), files: Vec::new() };
+        if source.has(&single) || !source.has(&index) {
+            all.add(source, &single)?;
+            return Ok(all);
+        }
+        let map = source.json::<Index>(&index)?.weight_map;
+        for shard in shard_names(&index, &map)? {
+            all.add(source, &format!("{component}/{shard}"))?;
+        }
+        for (tensor, shard) in &map {
+            let file = format!("{component}/{shard}");
+            if all.tensors.get(tensor).is_none_or(|e| *e.file != *file) {
+                return Err(ModelError::MissingTensor { file, tensor: tensor.clone() });
+            }
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, source: &ModelSource, file: &str) -> Result<(), ModelError> {
+        let bytes = source.map(file)?;
+        let bad = |reason: String| ModelError::Weights { file: file.into(), reason };
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let name: Arc<str> = file.into();
+        let start = header + 8;
+        for (tensor, info) in metadata.tensors() {
+            let (from, to) = info.data_offsets;
+            if start + to > bytes.len() || from > to {
+                return Err(bad(format!("tensor `{tensor}` lies outside the file")));
+            }
+            let part = bytes.slice(start + from..start + to);
+            let entry = Entry { file: name.clone(), bytes: part, dtype: info.dtype, shape: info.shape.clone() };
+            if self.tensors.insert(tensor.clone(), entry).is_some() {
+                return Err(bad(format!("tensor `{tensor}` is in two files")));
+            }
+        }
+        self.files.push(MappedWeights { name, bytes, header_len: start });
+        Ok(())
+    }
+
+    /// The mapped files.
+    pub fn files(&self) -> &[MappedWeights] {
+        &self.files
+    }
+
+    /// Bytes of all files.
+    pub fn mapped_bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.bytes.len() as u64).sum()
+    }
+
+    /// A loader that gives the tensors for computing with `precision` on `device`.
+    pub fn loader(&self, device: &Device, precision: Precision) -> Loader<'_> {
+        Loader { files: self, device: device.clone(), precision, used: RefCell::default() }
+    }
+}
+
+/// Names of the shards, each once; refuses names that could leave the folder.
+fn shard_names(index: &str, map: &BTreeMap<String, String>) -> Result<BTreeSet<String>, ModelError> {
+    let names: BTreeSet<String> = map.values().cloned().collect();
+    let bad = |reason: String| ModelError::Config { file: index.into(), reason };
+    if names.is_empty() || names.len() > SHARDS_MAX {
+        return Err(bad(format!("weight_map names {} files, expected 1 to {SHARDS_MAX}", names.len())));
+    }
+    match names.iter().find(|n| n.contains(['/', '\\', '\0']) || !n.ends_with(".safetensors")) {
+        Some(name) => Err(bad(format!("weight_map names `{name}`, which is no safetensors file of this folder"))),
+        None => Ok(names),
+    }
+}
+
+/// Hands out tensors and remembers which were asked for.
+pub struct Loader<'a> {
+    files: &'a WeightFiles,
+    device: Device,
+    precision: Precision,
+    used: RefCell<BTreeSet<String>>,
+}
+
+impl Loader<'_> {
+    /// Whether a tensor of that name exists.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.tensors.contains_key(name)
+    }
+
+    /// The device that tensors are made on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A weight in the file's own format and layout, zero-copy; in a bf16 run f32 and f16 weights
+    /// are converted once.
+    pub fn weight<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, ModelError> {
+        let entry = self.entry(name, &shape)?;
+        let (data, dtype) = match (entry.dtype, self.precision) {
+            (Dtype::BF16, _) => (entry.data(&shape, DType::BF16), DType::BF16),
+            (_, Precision::Bf16) => {
+                let narrow: Vec<bf16> = entry.values().map(bf16::from_f32).collect();
+                (TensorData::new(narrow, shape), DType::BF16)
+            }
+            (Dtype::F16, _) => (entry.data(&shape, DType::F16), DType::F16),
+            _ => (entry.data(&shape, DType::F32), DType::F32),
+        };
+        Ok(Tensor::from_data(data, (&self.device, dtype)))
+    }
+
+    /// A bias or a norm's weight: in f32, of values of the run's precision.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
+        let entry = self.entry(name, &[len])?;
+        let values: Vec<f32> = match self.precision {
+            Precision::F32 => entry.values().collect(),
+            Precision::Bf16 => entry.values().map(|x| bf16::from_f32(x).to_f32()).collect(),
+        };
+        Ok(Tensor::from_data(TensorData::new(values, [len]), (&self.device, DType::F32)))
+    }
+
+    /// `name.weight` `[out, in]` and, if the model has one, `name.bias`.
+    pub fn linear(&self, name: &str, inp: usize, out: usize) -> Result<Linear, ModelError> {
+        let bias = format!("{name}.bias");
+        Ok(Linear {
+            weight: self.weight(&format!("{name}.weight"), [out, inp])?,
+            bias: if self.has(&bias) { Some(self.vector(&bias, out)?) } else { None },
+            precision: self.precision,
+        })
+    }
+
+    /// The precision of the run.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Tensors that nobody asked for, without those under one of the `known` prefixes.
+    pub fn unused(&self, known: &[&str]) -> Vec<String> {
+        let used = self.used.borrow();
+        let unknown = |n: &&String| !used.contains(*n) && !known.iter().any(|k| n.starts_with(k));
+        self.files.tensors.keys().filter(unknown).cloned().collect()
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, ModelError> {
+        let Some(entry) = self.files.tensors.get(name) else {
+            let file = match self.files.files.as_slice() {
+                [one] => one.name.to_string(),
+                _ => format!("{}/*.safetensors", self.files.component),
+            };
+            return Err(ModelError::MissingTensor { file, tensor: name.into() });
+        };
+        let known = matches!(entry.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16);
+        if entry.shape != shape || !known {
+            return Err(ModelError::WrongTensor {
+                file: entry.file.to_string(),
+                tensor: name.into(),
+                found: format!("{:?} {:?}", entry.dtype, entry.shape),
+                expected: format!("F32, BF16 or F16 {shape:?}"),
+            });
+        }
+        self.used.borrow_mut().insert(name.into());
+        Ok(entry)
+    }
+}
+
+impl Entry {
+    fn data(&self, shape: &[usize], dtype: DType) -> TensorData {
+        let shared = burn::tensor::Bytes::from_shared(self.bytes.clone(), AllocationProperty::File);
+        TensorData::from_bytes(shared, shape.to_vec(), dtype)
+    }
+
+    /// The values as f32, whatever their format and alignment.
+    fn values(&self) -> Box<dyn Iterator<Item = f32> + '_> {
+        let b = &self.bytes;
+        match self.dtype {
+            Dtype::BF16 => Box::new(b.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x).to_f32())),
+            Dtype::F16 => Box::new(b.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x).to_f32())),
+            _ => Box::new(b.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x))),
+        }
+    }
+}
+
+/// y = x·Wᵀ + b with `W` `[out, in]`.
+pub struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+}
+
+impl Linear {
+    /// `x` `[…, in]` → `[…, out]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        dg_kernels::linear(x, &self.weight, self.bias.as_ref(), self.precision)
+    }
+}

@@ -1,0 +1,63 @@
+//! Fused f32 kernels for burn tensors on the Flex (CPU) device: linear layers, attention, norms,
+//! activations and convolutions of FLUX, its text encoders and its autoencoder.
+//!
+//! Activations are f32 tensors. Weights stay as they are in the file (f32, bf16 or f16, possibly in a
+//! memory map) and are widened for each call into memory that is kept. [`Precision`] says how results
+//! are rounded. Every function runs on any device and number format: where the kernels cannot (other
+//! devices, no AVX2 and FMA, or `DG_KERNELS=portable` in the environment) it takes plain burn
+//! operations, the [`mod@reference`]. Work is shared among the threads of rayon's *current* pool, so
+//! `ThreadPool::install` confines a caller to its own.
+//!
+//! On one kind of machine a result's bits depend neither on the number of threads nor on which other
+//! rows or images are computed in the same call.
+//!
+//! # Layout
+//! - `precision`: [`Precision`]
+//! - `linear`: [`linear()`](fn@linear)
+//! - `attention`: [`fn@attention`], [`attention_with_bias`], [`merge_partials`]
+//! - `elementwise`: activations, [`add`], [`mul`], [`gated_residual`], [`round`]
+//! - `norm`: norms over the last dimension, with modulation or rotation; `group_norm`
+//! - `conv`: 3×3 and 1×1 convolutions
+//! - `tokens`: [`embedding`], concatenation, [`from_vec`], [`to_vec`]
+//! - [`mod@reference`]: all of it in plain burn
+//! - `plug`: from tensors to slices and back; `scratch`: kept memory
+//! - `simd`: everything unsafe
+//!
+//! # Example
+//! ```
+//! use burn::tensor::Device;
+//! use dg_kernels::{Precision, from_vec, linear, to_vec};
+//!
+//! let device = Device::flex();
+//! let x = from_vec(vec![1.0, 2.0], [1, 2], &device);
+//! let w = from_vec(vec![1.0, 0.0, 0.5, 0.5, 0.0, 3.0], [3, 2], &device);
+//! let y = linear(x, &w, None, Precision::F32);
+//! assert_eq!(to_vec(y), [1.0, 1.5, 6.0]);
+//! ```
+
+mod attention;
+mod conv;
+mod elementwise;
+mod group_norm;
+mod linear;
+mod norm;
+mod plug;
+mod precision;
+pub mod reference;
+mod scratch;
+mod simd;
+mod tokens;
+
+pub use attention::{attention, attention_with_bias, merge_partials};
+pub use conv::{conv1x1, conv3x3, conv3x3_stride2, conv3x3_upsampled};
+pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
+pub use group_norm::group_norm;
+pub use linear::linear;
+pub use norm::{layer_norm, layer_norm_modulate, rms_norm, rms_norm_rope, t5_norm};
+pub use precision::Precision;
+pub use tokens::{cat_channels, cat_tokens, embedding, from_vec, to_vec};
+
+/// Which path f32 tensors on the CPU take in this process: `"avx2"` or `"portable"`.
+pub fn path() -> &'static str {
+    if plug::cpu().is_some() { "avx2" } else { "portable" }
+}

@@ -1,0 +1,70 @@
+//! Attention from matrix products, a block of queries at a time so that memory stays bounded.
+
+use super::{cast, round};
+use crate::Precision;
+use burn::tensor::{DType, Tensor, activation};
+
+/// See [`crate::attention`].
+pub fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    scale: f32,
+    p: Precision,
+) -> (Tensor<4>, Tensor<3>) {
+    let ([b, sq, h, d], kind, device) = (q.dims(), q.dtype(), q.device());
+    if k.dims()[1] == 0 {
+        let lse = Tensor::full([b, h, sq], f32::NEG_INFINITY, (&device, DType::F32));
+        return (Tensor::zeros([b, sq, h, d], (&device, kind)), lse);
+    }
+    let k = cast(&k, DType::F32).swap_dims(1, 2).transpose();
+    let v = cast(&v, DType::F32).swap_dims(1, 2);
+    let (mut out, mut lse) = (Vec::new(), Vec::new());
+    for start in (0..sq).step_by(QUERIES) {
+        let part = q.clone().narrow(1, start, QUERIES.min(sq - start));
+        let s = cast(&part, DType::F32).swap_dims(1, 2).matmul(k.clone()) * scale;
+        let top = s.clone().max_dim(3);
+        let sum = (s.clone() - top.clone()).exp().sum_dim(3);
+        lse.push((sum.log() + top).squeeze_dim::<3>(3));
+        let o = activation::softmax(s, 3).matmul(v.clone()).swap_dims(1, 2);
+        out.push(cast(&round(o, p), kind));
+    }
+    (Tensor::cat(out, 1), Tensor::cat(lse, 2))
+}
+
+/// See [`crate::merge_partials`].
+pub fn merge_partials(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
+    let top = a.1.clone().max_pair(b.1.clone());
+    // where both sides saw no key, -inf - -inf must not become NaN
+    let base = top.clone().clamp_min(f32::MIN);
+    let (wa, wb) = ((a.1 - base.clone()).exp(), (b.1 - base).exp());
+    let sum = wa.clone() + wb.clone();
+    let lse = top + sum.clone().log().clamp_min(0.0);
+    let divisor = sum.clamp_min(1.0);
+    let weight = |w: Tensor<3>| (w / divisor.clone()).swap_dims(1, 2).unsqueeze_dim::<4>(3);
+    (a.0 * weight(wa) + b.0 * weight(wb), lse)
+}
+
+/// See [`crate::attention_with_bias`].
+pub fn attention_with_bias(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: &Tensor<3>,
+    scale: f32,
+    p: Precision,
+) -> Tensor<4> {
+    let ([_, _, h, _], kind) = (q.dims(), q.dtype());
+    let one = |t: &Tensor<4>, i| cast(&t.clone().narrow(2, i, 1), DType::F32).swap_dims(1, 2);
+    let heads = (0..h).map(|i| {
+        let of_head = bias.clone().narrow(0, if bias.dims()[0] == 1 { 0 } else { i }, 1);
+        let s = round(one(&q, i).matmul(one(&k, i).transpose()), p);
+        let s = round(round(s * scale, p) + cast(&of_head, DType::F32).unsqueeze::<4>(), p);
+        let o = round(activation::softmax(s, 3), p).matmul(one(&v, i));
+        cast(&round(o, p), kind).swap_dims(1, 2)
+    });
+    Tensor::cat(heads.collect(), 2)
+}
+
+/// Queries per block: 512 × 4608 scores of 24 heads are 226 MB.
+const QUERIES: usize = 512;

@@ -1,0 +1,191 @@
+//! The same operations in plain burn: the path of other devices and number formats, and what the
+//! tests compare the fast kernels with.
+//!
+//! Inputs of other float types are computed in f32, and the result takes the type of the first input.
+
+mod attention;
+mod spatial;
+
+pub use attention::{attention, attention_with_bias, merge_partials};
+pub use spatial::{conv1x1, conv3x3, conv3x3_stride2, conv3x3_upsampled, group_norm};
+
+use crate::Precision;
+use burn::tensor::{DType, Int, Tensor, activation};
+
+/// See [`crate::round`].
+pub fn round<const D: usize>(x: Tensor<D>, p: Precision) -> Tensor<D> {
+    let kind = x.dtype();
+    match p {
+        Precision::Bf16 if kind != DType::BF16 => x.cast(DType::BF16).cast(kind),
+        _ => x,
+    }
+}
+
+/// See [`crate::linear`].
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    w: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    p: Precision,
+) -> Tensor<D> {
+    let mut dims = x.dims();
+    let [n, k] = w.dims();
+    let (kind, m) = (x.dtype(), dims[..D - 1].iter().product::<usize>());
+    let rows = crate::linear::padded_rows(m, n, k);
+    let mut x = x.reshape([m, k]);
+    if rows > m {
+        let padding = Tensor::zeros([rows - m, k], (&x.device(), kind));
+        x = Tensor::cat(vec![x, padding], 0);
+    }
+    let mut y = x.matmul(cast(w, kind).transpose()).narrow(0, 0, m);
+    if let Some(bias) = bias {
+        y = y + cast(bias, kind).unsqueeze::<2>();
+    }
+    dims[D - 1] = n;
+    round(y, p).reshape(dims)
+}
+
+/// See [`crate::gelu_tanh`].
+pub fn gelu_tanh<const D: usize>(x: Tensor<D>, p: Precision) -> Tensor<D> {
+    in_f32(x, |x| {
+        let u = (x.clone() + x.clone() * x.clone() * x.clone() * 0.044_715) * SQRT_2_OVER_PI;
+        // = 0.5·x·(1 + tanh u), without the cancellation for negative u
+        round(x / ((u * -2.0).exp() + 1.0), p)
+    })
+}
+
+/// See [`crate::gelu_new`].
+pub fn gelu_new<const D: usize>(x: Tensor<D>, p: Precision) -> Tensor<D> {
+    in_f32(x, |x| {
+        let square = round(x.clone() * x.clone(), p);
+        let cube = round(square * x.clone(), p);
+        let inner = round(x.clone() + round(cube * 0.044_715, p), p);
+        let gate = round(round(round(inner * SQRT_2_OVER_PI, p).tanh(), p) + 1.0, p);
+        round(round(x * 0.5, p) * gate, p)
+    })
+}
+
+/// See [`crate::quick_gelu`].
+pub fn quick_gelu<const D: usize>(x: Tensor<D>, p: Precision) -> Tensor<D> {
+    in_f32(x, |x| {
+        let gate = round(activation::sigmoid(round(x.clone() * 1.702, p)), p);
+        round(x * gate, p)
+    })
+}
+
+/// See [`crate::silu`].
+pub fn silu<const D: usize>(x: Tensor<D>, p: Precision) -> Tensor<D> {
+    in_f32(x, |x| round(x.clone() / ((-x).exp() + 1.0), p))
+}
+
+/// See [`crate::add`].
+pub fn add<const D: usize>(x: Tensor<D>, y: Tensor<D>, p: Precision) -> Tensor<D> {
+    round(x + y, p)
+}
+
+/// See [`crate::mul`].
+pub fn mul<const D: usize>(x: Tensor<D>, y: Tensor<D>, p: Precision) -> Tensor<D> {
+    round(x * y, p)
+}
+
+/// See [`crate::gated_residual`].
+pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>, p: Precision) -> Tensor<3> {
+    round(x + round(gate.unsqueeze_dim::<3>(1) * y, p), p)
+}
+
+/// See [`crate::layer_norm`].
+pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64, p: Precision) -> Tensor<3> {
+    let (weight, bias) = (cast(weight, DType::F32).unsqueeze(), cast(bias, DType::F32).unsqueeze());
+    in_f32(x, |x| round(standardised(x, eps) * weight + bias, p))
+}
+
+/// See [`crate::layer_norm_modulate`].
+pub fn layer_norm_modulate(
+    x: Tensor<3>,
+    shift: Tensor<2>,
+    scale: Tensor<2>,
+    eps: f64,
+    p: Precision,
+) -> Tensor<3> {
+    let (shift, scale) = (cast(&shift, DType::F32), cast(&scale, DType::F32));
+    in_f32(x, |x| {
+        let gain = round(scale + 1.0, p).unsqueeze_dim::<3>(1);
+        let y = round(round(standardised(x, eps), p) * gain, p);
+        round(y + shift.unsqueeze_dim::<3>(1), p)
+    })
+}
+
+/// See [`crate::rms_norm`].
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64, p: Precision) -> Tensor<D> {
+    let weight = cast(weight, DType::F32).unsqueeze();
+    in_f32(x, |x| round(unit_rms(x, eps) * weight, p))
+}
+
+/// See [`crate::t5_norm`].
+pub fn t5_norm<const D: usize>(x: Tensor<D>, weight: &Tensor<1>, eps: f64, p: Precision) -> Tensor<D> {
+    let weight = cast(weight, DType::F32).unsqueeze();
+    in_f32(x, |x| round(round(unit_rms(x, eps), p) * weight, p))
+}
+
+/// See [`crate::rms_norm_rope`].
+pub fn rms_norm_rope(
+    x: Tensor<4>,
+    weight: &Tensor<1>,
+    cos: &Tensor<2>,
+    sin: &Tensor<2>,
+    eps: f64,
+    p: Precision,
+) -> Tensor<4> {
+    let [b, s, h, d] = x.dims();
+    let table = |t: &Tensor<2>| cast(t, DType::F32).reshape([1, s, 1, d / 2, 1]);
+    let (cos, sin) = (table(cos), table(sin));
+    let weight = cast(weight, DType::F32).unsqueeze();
+    in_f32(x, |x| {
+        let pairs = round(unit_rms(x, eps) * weight, p).reshape([b, s, h, d / 2, 2]);
+        let first: Tensor<5> = pairs.clone().narrow(4, 0, 1);
+        let second: Tensor<5> = pairs.narrow(4, 1, 1);
+        let re = first.clone() * cos.clone() - second.clone() * sin.clone();
+        let im = first * sin + second * cos;
+        round(Tensor::cat(vec![re, im], 4).reshape([b, s, h, d]), p)
+    })
+}
+
+/// See [`crate::embedding`].
+pub fn embedding(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
+    let ids: Vec<i32> = ids.iter().map(|id| i32::try_from(*id).expect("an id below 2³¹")).collect();
+    let ids = Tensor::<1, Int>::from_ints(ids.as_slice(), &table.device());
+    table.clone().select(0, ids).cast(DType::F32)
+}
+
+/// See [`crate::cat_tokens`].
+pub fn cat_tokens(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
+    Tensor::cat(vec![a, b], 1)
+}
+
+/// See [`crate::cat_channels`].
+pub fn cat_channels(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
+    Tensor::cat(vec![a, b], 2)
+}
+
+fn standardised(x: Tensor<3>, eps: f64) -> Tensor<3> {
+    let (var, mean) = x.clone().var_mean_bias(2);
+    (x - mean) * var.add_scalar(eps).sqrt().recip()
+}
+
+fn unit_rms<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let square = (x.clone() * x.clone()).mean_dim(D - 1);
+    x * square.add_scalar(eps).sqrt().recip()
+}
+
+/// `t` as `kind`; no copy when it is that already.
+fn cast<const D: usize>(t: &Tensor<D>, kind: DType) -> Tensor<D> {
+    if t.dtype() == kind { t.clone() } else { t.clone().cast(kind) }
+}
+
+/// Runs `f` in f32 and gives the result the type of `x`.
+fn in_f32<const D: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<D>) -> Tensor<D>) -> Tensor<D> {
+    let kind = x.dtype();
+    if kind == DType::F32 { f(x) } else { f(x.cast(DType::F32)).cast(kind) }
+}
+
+const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;

@@ -1,0 +1,58 @@
+//! Buffers that outlive the call: fresh memory costs more than most kernels (the system hands out
+//! zeroed pages, one fault each).
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, PoisonError};
+
+/// A buffer that goes back to the pool when dropped. It starts with whatever its last user left.
+pub(crate) struct Scratch(Vec<f32>);
+
+/// A buffer of `len` floats with unspecified values.
+pub(crate) fn take(len: usize) -> Scratch {
+    let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+    let fits = |v: &&(usize, usize)| v.1 >= len && v.1 <= len.saturating_mul(WASTE_MAX).max(SMALL);
+    let sizes = free.iter().map(Vec::capacity).enumerate().collect::<Vec<_>>();
+    let found = sizes.iter().filter(fits).min_by_key(|v| v.1);
+    // none: the greatest that is too small makes room
+    let outgrown = || sizes.iter().filter(|v| v.1 < len).max_by_key(|v| v.1);
+    let mut v = match found.or_else(outgrown) {
+        Some((i, _)) => free.swap_remove(*i),
+        None => Vec::new(),
+    };
+    drop(free);
+    if v.capacity() < len {
+        v = vec![0.0; len];
+    }
+    v.resize(len, 0.0);
+    Scratch(v)
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.len() < KEPT_MAX {
+            free.push(core::mem::take(&mut self.0));
+        }
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
+static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+/// Buffers kept at most; a task holds up to four.
+const KEPT_MAX: usize = 256;
+/// A buffer this many times too long is left for others, unless it is small.
+const WASTE_MAX: usize = 4;
+/// Floats up to which a buffer serves anybody.
+const SMALL: usize = 1 << 16;

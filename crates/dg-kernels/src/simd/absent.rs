@@ -1,0 +1,36 @@
+//! [`Cpu`] where there are no kernels: a type without values.
+
+use super::{Binary, Norm, Unary, View};
+use crate::Precision;
+use burn::tensor::bf16;
+
+/// Never exists here.
+#[derive(Clone, Copy)]
+pub(crate) enum Cpu {}
+
+macro_rules! absent {
+    ($($name:ident($($kind:ty),*) $(-> $result:ty)?;)*) => {
+        impl Cpu {
+            pub(crate) fn detect() -> Option<Self> {
+                None
+            }
+            $(pub(crate) fn $name(self, $(_: $kind),*) $(-> $result)? {
+                match self {}
+            })*
+        }
+    };
+}
+
+absent! {
+    unary(Unary, Precision, &mut [f32]);
+    binary(Binary, Precision, &mut [f32], &[f32]);
+    gated(Precision, &mut [f32], &[f32], &[f32]);
+    blend(&mut [f32], f32, &[f32], f32);
+    widen_bf16(&mut [f32], &[bf16]);
+    norm_row(Norm<'_>, f32, Precision, &mut [f32], &[f32]);
+    rotate(Precision, &mut [f32], &[f32], &[f32]);
+    biased_softmax(Precision, &mut [f32], f32, &[f32]);
+    moments(&[f32], f32) -> (f32, f32);
+    affine(Precision, &mut [f32], [f32; 3], bool);
+    attention([View<'_>; 3], f32, Precision, &mut [f32], &mut [f32]);
+}

@@ -1,0 +1,100 @@
+//! The safe face of the kernels.
+
+use super::{Binary, Norm, Unary, View, attention, channels, map, rows};
+use crate::Precision;
+use burn::tensor::bf16;
+
+/// Proof that the machine has AVX2 and FMA.
+#[derive(Clone, Copy)]
+pub(crate) struct Cpu(());
+
+impl Cpu {
+    pub(crate) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+
+    /// Applies `op` to every element.
+    pub(crate) fn unary(self, op: Unary, p: Precision, v: &mut [f32]) {
+        // SAFETY: `self` proves AVX2 and FMA
+        unsafe { map::unary(op, p, v) }
+    }
+
+    /// `x = op(x, y)`, element by element.
+    pub(crate) fn binary(self, op: Binary, p: Precision, x: &mut [f32], y: &[f32]) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths are equal
+        unsafe { map::binary(op, p, x, y) }
+    }
+
+    /// `x += gate · y`.
+    pub(crate) fn gated(self, p: Precision, x: &mut [f32], gate: &[f32], y: &[f32]) {
+        assert!(x.len() == y.len() && x.len() == gate.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths are equal
+        unsafe { map::gated(p, x, gate, y) }
+    }
+
+    /// `x = wx·x + wy·y`.
+    pub(crate) fn blend(self, x: &mut [f32], wx: f32, y: &[f32], wy: f32) {
+        assert_eq!(x.len(), y.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths are equal
+        unsafe { map::blend(x, wx, y, wy) }
+    }
+
+    /// Fills `to` with `from`, exactly.
+    pub(crate) fn widen_bf16(self, to: &mut [f32], from: &[bf16]) {
+        assert_eq!(to.len(), from.len());
+        // SAFETY: `self` proves AVX2; the lengths are equal
+        unsafe { map::widen_bf16(to, from) }
+    }
+
+    /// Normalises one row.
+    pub(crate) fn norm_row(self, norm: Norm<'_>, eps: f32, p: Precision, to: &mut [f32], from: &[f32]) {
+        let n = to.len();
+        let (a, b) = match norm {
+            Norm::Layer { weight, bias } => (weight, bias),
+            Norm::Modulate { shift, scale } => (shift, scale),
+            Norm::Rms { weight } | Norm::T5 { weight } => (weight, weight),
+        };
+        assert!(from.len() == n && a.len() == n && b.len() == n);
+        // SAFETY: `self` proves AVX2 and FMA; the lengths are equal
+        unsafe { rows::norm(norm, eps, p, to, from) }
+    }
+
+    /// Rotates the neighbouring pairs of `row` in place.
+    pub(crate) fn rotate(self, p: Precision, row: &mut [f32], cos: &[f32], sin: &[f32]) {
+        assert!(row.len() == 2 * cos.len() && row.len() == 2 * sin.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths match
+        unsafe { rows::rotate(p, row, cos, sin) }
+    }
+
+    /// Turns one row of scores into probabilities: `softmax(score · scale + bias)`.
+    pub(crate) fn biased_softmax(self, p: Precision, row: &mut [f32], scale: f32, bias: &[f32]) {
+        assert_eq!(row.len(), bias.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths are equal
+        unsafe { rows::biased_softmax(p, row, scale, bias) }
+    }
+
+    /// `(Σ(x - mean), Σ(x - mean)²)`.
+    pub(crate) fn moments(self, v: &[f32], mean: f32) -> (f32, f32) {
+        // SAFETY: `self` proves AVX2 and FMA
+        unsafe { channels::moments(v, mean) }
+    }
+
+    /// With `map = [mean, scale, shift]`: `x = (x - mean)·scale + shift`, rounded, with SiLU after it if asked for, rounded again.
+    pub(crate) fn affine(self, p: Precision, v: &mut [f32], map: [f32; 3], silu: bool) {
+        // SAFETY: `self` proves AVX2 and FMA
+        unsafe { channels::affine(p, v, map, silu) }
+    }
+
+    /// Attention of `q` to `k` and `v`; `out` is `[b, sq, h, d]`, `lse` `[b, h, sq]`.
+    pub(crate) fn attention(
+        self,
+        [q, k, v]: [View<'_>; 3],
+        scale: f32,
+        p: Precision,
+        out: &mut [f32],
+        lse: &mut [f32],
+    ) {
+        attention::run(self, [q, k, v], scale, p, out, lse);
+    }
+}

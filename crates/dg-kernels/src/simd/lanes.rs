@@ -1,0 +1,170 @@
+//! Building blocks over eight lanes.
+
+use core::arch::x86_64::*;
+
+/// Floats per register.
+pub(super) const LANES: usize = 8;
+
+/// Eight floats from `p`, or the first `left` of them followed by zeros.
+///
+/// # Safety
+/// `min(left, 8)` floats can be read at `p`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn load(p: *const f32, left: usize) -> __m256 {
+    // SAFETY: the caller's promise; masked lanes are not read
+    unsafe { if left >= LANES { _mm256_loadu_ps(p) } else { _mm256_maskload_ps(p, mask(left)) } }
+}
+
+/// Writes the first `min(left, 8)` lanes of `v` to `p`.
+///
+/// # Safety
+/// That many floats can be written at `p`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn store(p: *mut f32, left: usize, v: __m256) {
+    // SAFETY: the caller's promise; masked lanes are not written
+    unsafe { if left >= LANES { _mm256_storeu_ps(p, v) } else { _mm256_maskstore_ps(p, mask(left), v) } }
+}
+
+/// `v` with the lanes from `left` on set to zero.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn keep(v: __m256, left: usize) -> __m256 {
+    if left >= LANES { v } else { _mm256_and_ps(v, _mm256_castsi256_ps(mask(left))) }
+}
+
+/// All ones in the first `n < 8` lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn mask(n: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
+/// `v` as it is, or rounded to the nearest bf16 value, ties to even.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn round<const BF16: bool>(v: __m256) -> __m256 {
+    if !BF16 {
+        return v;
+    }
+    let bits = _mm256_castps_si256(v);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    // a NaN stays one: the addition could carry out of its payload
+    let nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+    let whole = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(nan), is_nan);
+    _mm256_and_ps(whole, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32)))
+}
+
+/// `exp(x)`: relative error below 2e-7, 0 below -87.3, +inf above 88.7, NaN for NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn exp(x: __m256) -> __m256 {
+    let dead = _mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(-87.336_54));
+    let over = _mm256_cmp_ps::<_CMP_GT_OQ>(x, _mm256_set1_ps(88.722_83));
+    // operands in this order keep a NaN
+    let x = _mm256_min_ps(_mm256_set1_ps(88.722_83), x);
+    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
+        x,
+        _mm256_set1_ps(core::f32::consts::LOG2_E),
+    ));
+    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693_359_4), x);
+    let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.121_944_4e-4), r);
+    let mut p = _mm256_set1_ps(1.987_569_1e-4);
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    }
+    let y = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(r, r), p, r), _mm256_set1_ps(1.0));
+    // 2ⁿ in two halves, so that n = 128 does not overflow early
+    let i = _mm256_cvtps_epi32(n);
+    let half = _mm256_srai_epi32::<1>(i);
+    let y = _mm256_mul_ps(_mm256_mul_ps(y, power(half)), power(_mm256_sub_epi32(i, half)));
+    let y = _mm256_blendv_ps(y, _mm256_set1_ps(f32::INFINITY), over);
+    _mm256_andnot_ps(dead, y)
+}
+
+/// 2ᵏ.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn power(k: __m256i) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(k, _mm256_set1_epi32(127))))
+}
+
+/// `tanh(x)`: a polynomial near zero (Cephes), by `exp` elsewhere; relative error below 3e-7.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn tanh(x: __m256) -> __m256 {
+    let one = _mm256_set1_ps(1.0);
+    let z = _mm256_mul_ps(x, x);
+    let mut p = _mm256_set1_ps(-5.704_988_7e-3);
+    for c in [2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+        p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(c));
+    }
+    let near = _mm256_fmadd_ps(_mm256_mul_ps(p, z), x, x);
+    let e = exp(_mm256_add_ps(x, x));
+    let far = _mm256_sub_ps(one, _mm256_div_ps(_mm256_set1_ps(2.0), _mm256_add_ps(e, one)));
+    let magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+    _mm256_blendv_ps(far, near, _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude, _mm256_set1_ps(0.625)))
+}
+
+/// The sum of the lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn sum(v: __m256) -> f32 {
+    let q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)))
+}
+
+/// The greatest lane.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn max(v: __m256) -> f32 {
+    let q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
+}
+
+/// `c[6][16] (+)= a[k][6]ᵀ · b[k][16]`: 12 accumulators, 2 loads and 6 broadcasts per step.
+/// Each output element is one chain of FMAs in the order of `k`, wherever its row stands in a tile.
+///
+/// # Safety
+/// `a` holds `k * 6`, `b` `k * 16` floats, and `c` six rows of 16 with stride `ldc`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn tile_6x16<const ADD: bool>(
+    k: usize,
+    a: *const f32,
+    b: *const f32,
+    c: *mut f32,
+    ldc: usize,
+) {
+    // SAFETY: the caller's promise about the three blocks
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); 2]; 6];
+        if ADD {
+            for (r, row) in acc.iter_mut().enumerate() {
+                row[0] = _mm256_loadu_ps(c.add(r * ldc));
+                row[1] = _mm256_loadu_ps(c.add(r * ldc + 8));
+            }
+        }
+        let (mut a, mut b) = (a, b);
+        for _ in 0..k {
+            let b0 = _mm256_loadu_ps(b);
+            let b1 = _mm256_loadu_ps(b.add(8));
+            for (r, row) in acc.iter_mut().enumerate() {
+                let x = _mm256_broadcast_ss(&*a.add(r));
+                row[0] = _mm256_fmadd_ps(x, b0, row[0]);
+                row[1] = _mm256_fmadd_ps(x, b1, row[1]);
+            }
+            a = a.add(6);
+            b = b.add(16);
+        }
+        for (r, row) in acc.iter().enumerate() {
+            _mm256_storeu_ps(c.add(r * ldc), row[0]);
+            _mm256_storeu_ps(c.add(r * ldc + 8), row[1]);
+        }
+    }
+}

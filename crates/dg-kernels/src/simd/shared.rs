@@ -1,0 +1,38 @@
+//! Memory that several tasks write at the same time, each its own part.
+
+use core::marker::PhantomData;
+
+/// A slice of which tasks write disjoint parts.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    slice: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the pointer is only used through `part`, whose callers promise disjoint ranges
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(super) fn new(slice: &'a mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// The `n` elements from `at` on. Panics when they are not all inside.
+    ///
+    /// # Safety
+    /// No other task reads or writes them while the result lives.
+    pub(super) unsafe fn part(&self, at: usize, n: usize) -> &'a mut [f32] {
+        assert!(at <= self.len && n <= self.len - at);
+        // SAFETY: inside the slice, and exclusive by the caller's promise
+        unsafe { core::slice::from_raw_parts_mut(self.start.add(at), n) }
+    }
+
+    /// A pointer to element `at`, for writes with strides. Panics unless `at + n` is inside.
+    pub(super) fn pointer(&self, at: usize, n: usize) -> *mut f32 {
+        assert!(at <= self.len && n <= self.len - at);
+        self.start.wrapping_add(at)
+    }
+}

@@ -1,0 +1,118 @@
+//! Files mapped into memory, as shared byte buffers.
+//!
+//! The one place outside the kernels that needs `unsafe`: a mapping is only as constant as the file behind it.
+//!
+//! # Layout
+//! [`MappedFile`] is all there is.
+//!
+//! ```
+//! # let folder = std::env::temp_dir();
+//! # let path = folder.join(format!("dg-map-doc-{}", std::process::id()));
+//! std::fs::write(&path, b"weights")?;
+//! let file = dg_map::MappedFile::open(&path)?;
+//! assert_eq!(&file.bytes()[..], b"weights");
+//! # std::fs::remove_file(&path)?;
+//! # std::io::Result::Ok(())
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+use memmap2::Mmap;
+
+/// A file mapped read-only. Clones and the buffers made from it share one mapping; the last one unmaps it.
+#[derive(Clone, Debug)]
+pub struct MappedFile {
+    bytes: Bytes,
+}
+
+impl MappedFile {
+    /// Maps the whole of `path`. Pages are read when they are first touched. An empty file gives an empty buffer.
+    ///
+    /// The file must stay as it is while it is mapped. One that is overwritten in place changes the bytes seen
+    /// here; one that is cut short ends the process with SIGBUS at the next touch of a missing page. Replacing a
+    /// file by rename, as this workspace and the hub's cache do, is harmless: the mapping keeps the old file.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        // A mapping of length zero is an error on Linux.
+        let bytes = if metadata.len() == 0 { Bytes::new() } else { Bytes::from_owner(map(&file)?) };
+        Ok(Self { bytes })
+    }
+
+    /// The number of bytes in the file when it was mapped.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether the file is empty.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The file's bytes, without a copy. The mapping lives as long as any buffer cut from it.
+    pub fn bytes(&self) -> Bytes {
+        self.bytes.clone()
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: a mapping is undefined behaviour if the file changes while it is mapped. It is opened and mapped
+    // read-only here, this workspace never writes a model file in place, and `MappedFile::open` hands the rest
+    // of the duty to its caller. A file that another process cuts short is a SIGBUS at the touch of a lost page,
+    // which ends the process and reads no foreign memory.
+    unsafe { Mmap::map(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn temp_file(name: &str, content: &[u8]) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("dg-map-{}-{name}", std::process::id()));
+        std::fs::write(&path, content).expect("the temporary folder is writable");
+        path
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_file_and_outlive_it() {
+        let content: Vec<u8> = (0..100_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let path = temp_file("content", &content);
+        let file = MappedFile::open(&path).expect("it is there");
+        let tail = file.bytes().slice(70_000..);
+        assert_eq!(file.len(), content.len());
+        drop(file);
+        std::fs::remove_file(&path).expect("it is there");
+        assert_eq!(&tail[..], &content[70_000..]);
+    }
+
+    #[test]
+    fn buffers_share_one_mapping() {
+        let path = temp_file("shared", b"0123456789");
+        let file = MappedFile::open(&path).expect("it is there");
+        assert_eq!(file.bytes().as_ptr(), file.clone().bytes().as_ptr());
+        std::fs::remove_file(&path).expect("it is there");
+    }
+
+    #[test]
+    fn an_empty_file_is_an_empty_buffer() {
+        let path = temp_file("empty", b"");
+        let file = MappedFile::open(&path).expect("it is there");
+        assert!(file.is_empty());
+        assert!(file.bytes().is_empty());
+        std::fs::remove_file(&path).expect("it is there");
+    }
+
+    #[test]
+    fn a_missing_file_and_a_folder_are_errors() {
+        let missing = MappedFile::open("no/such/file").expect_err("it is missing");
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert!(MappedFile::open(std::env::temp_dir()).is_err());
+    }
+}

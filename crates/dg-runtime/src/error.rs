@@ -1,0 +1,88 @@
+//! Why a cluster does not start, and why a job ends without pictures.
+
+use dg_core::ExitCode;
+use dg_flux::ModelError;
+
+/// A cluster that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The system refused a thread.
+    #[error("cannot start {threads} compute threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+    /// Loading panicked.
+    #[error("the worker failed while loading the model: {0}")]
+    Panicked(String),
+}
+
+impl StartError {
+    /// The exit code of a program that stops because of this.
+    pub fn exit(&self) -> ExitCode {
+        match self {
+            Self::Model(e) => e.exit(),
+            Self::Threads { .. } => ExitCode::Infeasible,
+            Self::Panicked(_) => ExitCode::Failed,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Model(e) => e.hint(),
+            Self::Threads { .. } => Some("ask for fewer with `--threads`".into()),
+            Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),
+        }
+    }
+}
+
+/// A job that ended without pictures.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JobError {
+    /// It was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The requests of the batch do not fit together.
+    #[error("request {0} of the batch has another size, schedule or number of passes than request 0")]
+    Unlike(usize),
+    /// An empty batch.
+    #[error("a batch without requests")]
+    Empty,
+    /// Too many jobs are waiting.
+    #[error("{0} jobs are waiting already")]
+    QueueFull(usize),
+    /// The worker panicked; the message is the panic's.
+    #[error("the worker failed: {0}")]
+    Panicked(String),
+    /// The cluster was shut down, or its workers failed too often.
+    #[error("the cluster has stopped")]
+    Stopped,
+}
+
+impl JobError {
+    /// The exit code of a program that stops because of this.
+    pub fn exit(&self) -> ExitCode {
+        match self {
+            Self::Cancelled => ExitCode::Interrupted,
+            _ => ExitCode::Failed,
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),
+            Self::Unlike(_) => Some("submit unlike requests as separate batches".into()),
+            Self::QueueFull(_) => Some("wait for a job to finish".into()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The runtime: actors that own a model and work through jobs. The API for programs that embed it.
+//!
+//! A [`Cluster`] is a supervisor actor with one worker actor per rank; a worker owns one compute
+//! thread, which owns the model. Jobs queue at the supervisor. A worker that panics fails its job
+//! only: the supervisor starts another one in its place.
+//!
+//! # Layout
+//! - [`cluster`]: [`Cluster`] and [`Job`], the API
+//! - [`logic`]: what the supervisor decides, without actors, clocks or IO
+//! - `supervisor`, `worker`: the actors that carry the decisions out
+//! - [`memory`]: what a run will need
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use dg_core::{GenerateRequest, ImageSize, Seed};
+//! use dg_runtime::{Cluster, EngineOptions, flux::{ModelRepo, ModelSource}};
+//!
+//! let repo = ModelRepo::open(ModelSource::Folder("FLUX.1-schnell".into()), "FLUX.1-schnell")?;
+//! let cluster = Cluster::start(repo, EngineOptions::default()).await?;
+//! let (size, _) = ImageSize::fit(512, 512)?;
+//! let mut job = cluster.submit(vec![GenerateRequest::new("a cat", size, Seed(0))]);
+//! while let Some(event) = job.next_event().await {
+//!     println!("{event:?}");
+//! }
+//! let pictures = job.finish().await?;
+//! cluster.shutdown().await;
+//! # Ok(()) }
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+mod compute;
+pub mod error;
+pub mod logic;
+pub mod memory;
+mod supervisor;
+mod worker;
+
+pub use cluster::{Canceller, Cluster, EngineOptions, Job};
+pub use dg_flux as flux;
+pub use dg_flux::Picture;
+pub use error::{JobError, StartError};
+pub use memory::{MemoryNeed, memory_need};

@@ -1,0 +1,185 @@
+//! Which job runs when, and what happens when its worker dies.
+
+use std::collections::VecDeque;
+
+/// Identifies a job within one cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+/// Jobs that may wait.
+pub const WAITING_MAX: usize = 4096;
+/// Workers that may be lost in a row, without a job finished in between, before the cluster stops.
+pub const LOSSES_MAX: u32 = 3;
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A job was submitted.
+    Submitted(JobId),
+    /// The worker has loaded the model and is idle.
+    WorkerReady,
+    /// The worker has finished the job, with pictures or an error.
+    Finished(JobId),
+    /// The worker is gone.
+    WorkerLost,
+}
+
+/// What to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Give the job to the worker.
+    Start(JobId),
+    /// Tell the job's owner that too many wait.
+    Refuse(JobId),
+    /// Tell the job's owner that its worker died.
+    Fail(JobId),
+    /// Start a worker in place of the lost one.
+    Respawn,
+    /// Give up: fail what waits and stop.
+    Stop,
+}
+
+/// One worker and the jobs before it.
+#[derive(Clone, Debug, Default)]
+pub struct Queue {
+    waiting: VecDeque<JobId>,
+    running: Option<JobId>,
+    ready: bool,
+    losses: u32,
+    stopped: bool,
+}
+
+impl Queue {
+    /// Takes an event and says what to do, in order.
+    pub fn handle(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Submitted(job) if self.stopped => vec![Action::Fail(job)],
+            Event::Submitted(job) if self.waiting.len() >= WAITING_MAX => vec![Action::Refuse(job)],
+            Event::Submitted(job) => {
+                self.waiting.push_back(job);
+                self.next()
+            }
+            Event::WorkerReady => {
+                self.ready = true;
+                self.next()
+            }
+            Event::Finished(job) if self.running == Some(job) => {
+                self.running = None;
+                self.losses = 0;
+                self.next()
+            }
+            // a report of a worker that has been given up
+            Event::Finished(_) => Vec::new(),
+            Event::WorkerLost => self.lost(),
+        }
+    }
+
+    fn next(&mut self) -> Vec<Action> {
+        if !self.ready || self.running.is_some() || self.stopped {
+            return Vec::new();
+        }
+        self.running = self.waiting.pop_front();
+        self.running.map(Action::Start).into_iter().collect()
+    }
+
+    fn lost(&mut self) -> Vec<Action> {
+        self.ready = false;
+        self.losses += 1;
+        let mut actions: Vec<Action> = self.running.take().map(Action::Fail).into_iter().collect();
+        if self.losses < LOSSES_MAX {
+            actions.push(Action::Respawn);
+        } else {
+            self.stopped = true;
+            actions.extend(self.waiting.drain(..).map(Action::Fail));
+            actions.push(Action::Stop);
+        }
+        actions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Action::*;
+    use Event::*;
+
+    const A: JobId = JobId(1);
+    const B: JobId = JobId(2);
+
+    #[test]
+    fn jobs_run_one_at_a_time_in_order() {
+        let mut q = Queue::default();
+        assert_eq!(q.handle(Submitted(A)), []);
+        assert_eq!(q.handle(WorkerReady), [Start(A)]);
+        assert_eq!(q.handle(Submitted(B)), []);
+        assert_eq!(q.handle(Finished(A)), [Start(B)]);
+        assert_eq!(q.handle(Finished(A)), []);
+        assert_eq!(q.handle(Finished(B)), []);
+    }
+
+    #[test]
+    fn a_lost_worker_costs_its_job_only() {
+        let mut q = Queue::default();
+        q.handle(WorkerReady);
+        q.handle(Submitted(A));
+        q.handle(Submitted(B));
+        assert_eq!(q.handle(WorkerLost), [Fail(A), Respawn]);
+        assert_eq!(q.handle(Finished(A)), []);
+        assert_eq!(q.handle(WorkerReady), [Start(B)]);
+        assert_eq!(q.handle(Finished(B)), []);
+    }
+
+    #[test]
+    fn workers_that_keep_dying_stop_the_cluster() {
+        let mut q = Queue::default();
+        q.handle(Submitted(A));
+        assert_eq!(q.handle(WorkerLost), [Respawn]);
+        assert_eq!(q.handle(WorkerLost), [Respawn]);
+        assert_eq!(q.handle(WorkerLost), [Fail(A), Stop]);
+        assert_eq!(q.handle(Submitted(B)), [Fail(B)]);
+    }
+
+    /// Every submitted job gets exactly one end, whatever happens in between.
+    #[test]
+    fn every_job_ends_once() {
+        for seed in 0..2000u64 {
+            let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+            let mut q = Queue::default();
+            let mut ends = [0; 20];
+            let (mut running, mut up, mut submitted) = (None, false, 0);
+            for _ in 0..400 {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let event = match random % 7 {
+                    0 | 1 if submitted < 20 => {
+                        submitted += 1;
+                        Submitted(JobId(submitted - 1))
+                    }
+                    2 if up => WorkerLost,
+                    _ if !up => WorkerReady,
+                    _ => match running.take() {
+                        Some(JobId(j)) => {
+                            ends[j as usize] += 1;
+                            Finished(JobId(j))
+                        }
+                        None => continue,
+                    },
+                };
+                match event {
+                    WorkerReady => up = true,
+                    WorkerLost => (up, running) = (false, None),
+                    _ => {}
+                }
+                for action in q.handle(event) {
+                    match action {
+                        Start(job) => assert!(running.replace(job).is_none() && up),
+                        Fail(JobId(j)) | Refuse(JobId(j)) => ends[j as usize] += 1,
+                        Respawn | Stop => {}
+                    }
+                }
+            }
+            assert!(ends.iter().all(|n| *n <= 1), "seed {seed}: {ends:?}");
+        }
+    }
+}

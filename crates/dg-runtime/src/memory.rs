@@ -1,0 +1,42 @@
+//! What a run will need, before anything is loaded.
+
+use crate::EngineOptions;
+use dg_core::GenerateRequest;
+use dg_flux::tiling::Tiling;
+use dg_flux::ModelRepo;
+
+/// Bytes that a run will hold at its peak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Mapped weight files.
+    pub weights: u64,
+    /// Activations of the hungriest moment.
+    pub activations: u64,
+}
+
+impl MemoryNeed {
+    /// Both together.
+    pub fn total(self) -> u64 {
+        self.weights.saturating_add(self.activations)
+    }
+}
+
+/// The need of `requests` in batches of up to `batch_size`.
+pub fn memory_need(
+    repo: &ModelRepo,
+    options: &EngineOptions,
+    requests: &[GenerateRequest],
+    batch_size: usize,
+) -> MemoryNeed {
+    let shape = repo.shape();
+    let one = |r: &GenerateRequest| {
+        let tokens = r.size.image_tokens() + r.max_sequence_length.tokens();
+        let denoise = shape.transformer.activation_bytes(batch_size.clamp(1, requests.len()), tokens);
+        let tile = (shape.vae.sample_size as u64).pow(2);
+        let tiled = Tiling::applies(&shape.vae, r.size, options.vae_tiling);
+        let pixels = if tiled { tile } else { r.size.pixels() };
+        denoise.max(shape.vae.decode_bytes(pixels))
+    };
+    let activations = requests.iter().map(one).max().unwrap_or(0);
+    MemoryNeed { weights: repo.weight_bytes(), activations }
+}

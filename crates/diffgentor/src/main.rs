@@ -1,0 +1,2 @@
+//! diffgentor
+fn main(){}

@@ -1,0 +1,13 @@
+//! What diffusers makes of the same models, prompts and seeds. Tolerances: docs/numerics.md.
+
+mod batch;
+mod cases;
+mod common;
+mod demo;
+mod hostile;
+mod noise;
+mod schedule;
+mod text;
+mod tokens;
+mod trace;
+mod vae;
