@@ -2,33 +2,34 @@
 
 use dg_core::{DType, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, Steps, TimeDtype};
 use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
+use dg_testkit::GoldenTensor;
 use serde_json::Value;
 
 /// A model of `tests/data`, opened.
-pub fn repo(name: &str) -> ModelRepo {
+pub(crate) fn repo(name: &str) -> ModelRepo {
     ModelRepo::open(ModelSource::Folder(dg_testkit::model_dir(name)), name).expect("a test model")
 }
 
 /// The model in the program.
-pub fn demo() -> ModelRepo {
+pub(crate) fn demo() -> ModelRepo {
     let files = dg_demo::files().iter().map(|f| (f.path, f.bytes)).collect();
     ModelRepo::open(ModelSource::Embedded(files), "demo").expect("the demo model")
 }
 
 /// A loaded model.
-pub fn pipeline(repo: &ModelRepo, dtype: DType) -> Pipeline {
+pub(crate) fn pipeline(repo: &ModelRepo, dtype: DType) -> Pipeline {
     let options =
         PipelineOptions { device: dg_flux::cpu(), dtype, time_dtype: TimeDtype::Model, vae_tiling: None };
     Pipeline::load(repo, options).expect("a test model")
 }
 
 /// Runs `f` in a pool of two threads.
-pub fn on_two_threads<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn on_two_threads<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("two threads").install(f)
 }
 
 /// The requests of a case of the manifest: one per image, prompt-major.
-pub fn requests(case: &Value) -> Vec<GenerateRequest> {
+pub(crate) fn requests(case: &Value) -> Vec<GenerateRequest> {
     let number = |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("{key}"));
     let (size, _) = ImageSize::fit(number("width") as u32, number("height") as u32).expect("a size");
     let prompts: Vec<&str> = match &case["prompt"] {
@@ -45,7 +46,8 @@ pub fn requests(case: &Value) -> Vec<GenerateRequest> {
         };
         r.num_inference_steps = Steps::try_from(number("num_inference_steps") as u32).expect("steps");
         r.guidance_scale = Scale::try_from(number("guidance_scale")).expect("a scale");
-        r.max_sequence_length = SequenceLength::try_from(number("max_sequence_length") as u32).expect("a length");
+        r.max_sequence_length =
+            SequenceLength::try_from(number("max_sequence_length") as u32).expect("a length");
         r.prompt_2 = case["prompt_2"].as_str().map(Into::into);
         r.negative_prompt = case["negative_prompt"].as_str().map(Into::into);
         if let Some(scale) = case["true_cfg_scale"].as_f64() {
@@ -57,18 +59,18 @@ pub fn requests(case: &Value) -> Vec<GenerateRequest> {
     (0..prompts.len() * per_prompt).map(image).collect()
 }
 
-/// Panics unless all values differ by at most `tolerance`; returns the largest difference.
+/// Panics unless all stored values of `golden` are met to within `tolerance`, relative to the
+/// largest golden value where that is above 1.
 #[track_caller]
-pub fn close(what: &str, ours: &[f32], golden: &[f32], tolerance: f32) -> f32 {
-    assert_eq!(ours.len(), golden.len(), "{what}: number of values");
-    let worst = ours.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
-    assert!(worst <= tolerance, "{what}: largest difference {worst:e}, allowed {tolerance:e}");
-    worst
+pub(crate) fn near(what: &str, ours: &[f32], golden: &GoldenTensor, tolerance: f32) {
+    let largest = golden.values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
+    close(what, ours, golden, tolerance * largest);
 }
 
-/// Like [`close`], with the tolerance relative to the largest golden value.
+/// Panics unless all stored values of `golden` are met to within `tolerance`.
 #[track_caller]
-pub fn near(what: &str, ours: &[f32], golden: &[f32], tolerance: f32) -> f32 {
-    let largest = golden.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-    close(what, ours, golden, tolerance * largest) / largest
+pub(crate) fn close(what: &str, ours: &[f32], golden: &GoldenTensor, tolerance: f32) {
+    let worst = golden.max_abs_diff(ours);
+    println!("{what}: {worst:.1e} of {tolerance:.1e}");
+    assert!(worst <= tolerance, "{what}: largest difference {worst:e}, allowed {tolerance:e}");
 }

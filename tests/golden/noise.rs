@@ -4,7 +4,7 @@ use dg_flux::rng::Generator;
 
 #[test]
 fn every_reference_draw_is_equal() {
-    let golden = dg_testkit::json("rng_golden.json");
+    let golden = dg_testkit::golden_json("rng_golden.json");
     let stored = dg_testkit::Golden::load("rng");
     let cases = golden["cases"].as_array().expect("cases");
     assert!(cases.len() >= 56);
@@ -16,7 +16,8 @@ fn every_reference_draw_is_equal() {
         let values = generator.randn(n);
         assert_eq!(dg_testkit::sha256_f32(&values), case["sha256_f32"].as_str().expect("a hash"), "{key}");
         let next: Vec<u32> = generator.randn(3).iter().map(|x| x.to_bits()).collect();
-        let expected: Vec<u32> = stored.f32(&format!("{key}.next3")).iter().map(|x| x.to_bits()).collect();
+        let expected: Vec<u32> =
+            stored.tensor(&format!("{key}.next3")).values.iter().map(|x| x.to_bits()).collect();
         assert_eq!(next, expected, "{key}: what is drawn next");
     }
 }

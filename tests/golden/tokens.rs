@@ -9,7 +9,7 @@ fn ids(v: &Value) -> Vec<u32> {
 }
 
 fn check(name: &str, tokenizer: &PromptTokenizer, key: &str, length: usize, pad: u32) {
-    let golden = dg_testkit::json("tok_golden.json");
+    let golden = dg_testkit::golden_json("tok_golden.json");
     let strings = golden["strings"].as_array().expect("strings");
     assert!(strings.len() >= 65);
     for s in strings {
@@ -53,7 +53,9 @@ fn clip_is_the_same_from_either_form() {
     };
     let ready = PromptTokenizer::clip(&files(&|_| true)).expect("a tokenizer");
     let built = PromptTokenizer::clip(&files(&|p| p != "tokenizer/tokenizer.json")).expect("a tokenizer");
-    for text in ["", "red apple", "Smiling FACE with sunglasses!!", "naïve café 12,5 %", "don't <|endoftext|> x"] {
+    for text in
+        ["", "red apple", "Smiling FACE with sunglasses!!", "naïve café 12,5 %", "don't <|endoftext|> x"]
+    {
         assert_eq!(ready.encode(text, 77), built.encode(text, 77), "{text:?}");
     }
 }

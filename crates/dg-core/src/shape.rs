@@ -53,7 +53,8 @@ impl TransformerShape {
         let double =
             2 * (linear(d, 6 * d) + 4 * linear(d, d) + linear(d, 4 * d) + linear(4 * d, d) + 2 * head);
         let single = linear(d, 3 * d) + 3 * linear(d, d) + linear(d, 4 * d) + linear(5 * d, d) + 2 * head;
-        let conditioning = embedder(256) * (1 + u64::from(self.guidance_embeds)) + embedder(self.pooled_width as u64);
+        let conditioning =
+            embedder(256) * (1 + u64::from(self.guidance_embeds)) + embedder(self.pooled_width as u64);
         let ends = linear(self.in_channels as u64, d)
             + linear(self.text_width as u64, d)
             + linear(d, 2 * d)

@@ -61,9 +61,27 @@ impl ModelConfig {
         let transformer = transformer(source)?;
         let (clip, t5, vae) = (clip(source)?, t5(source)?, vae(source)?);
         let pairs = [
-            ("text_encoder_2/config.json", "d_model", t5.width, "joint_attention_dim", transformer.text_width),
-            ("text_encoder/config.json", "hidden_size", clip.width, "pooled_projection_dim", transformer.pooled_width),
-            ("vae/config.json", "4 · latent_channels", 4 * vae.latent_channels, "in_channels", transformer.in_channels),
+            (
+                "text_encoder_2/config.json",
+                "d_model",
+                t5.width,
+                "joint_attention_dim",
+                transformer.text_width,
+            ),
+            (
+                "text_encoder/config.json",
+                "hidden_size",
+                clip.width,
+                "pooled_projection_dim",
+                transformer.pooled_width,
+            ),
+            (
+                "vae/config.json",
+                "4 · latent_channels",
+                4 * vae.latent_channels,
+                "in_channels",
+                transformer.in_channels,
+            ),
         ];
         for (file, name, value, other, wanted) in pairs {
             if value != wanted {
@@ -113,7 +131,10 @@ impl Fields {
 
     fn bad(&self, key: &str, wanted: &str) -> ModelError {
         let found = self.map.get(key).map_or("absent".into(), Value::to_string);
-        ModelError::Config { file: self.file.into(), reason: format!("`{key}` is {found}, expected {wanted}") }
+        ModelError::Config {
+            file: self.file.into(),
+            reason: format!("`{key}` is {found}, expected {wanted}"),
+        }
     }
 
     fn size(&self, key: &str) -> Result<usize, ModelError> {
@@ -170,10 +191,15 @@ fn transformer(source: &ModelSource) -> Result<TransformerShape, ModelError> {
         },
     };
     let axes = &shape.axes_dims_rope;
-    let fits = axes.len() == 3 && axes.iter().sum::<usize>() == shape.head_dim && axes.iter().all(|a| a % 2 == 0);
+    let fits =
+        axes.len() == 3 && axes.iter().sum::<usize>() == shape.head_dim && axes.iter().all(|a| a % 2 == 0);
     f.must(fits, "axes_dims_rope", "three even sizes whose sum is attention_head_dim")?;
     f.must(f.size_or("patch_size", 1)? == 1, "patch_size", "1")?;
-    f.must(f.size_or("out_channels", shape.in_channels)? == shape.in_channels, "out_channels", "in_channels")?;
+    f.must(
+        f.size_or("out_channels", shape.in_channels)? == shape.in_channels,
+        "out_channels",
+        "in_channels",
+    )?;
     Ok(shape)
 }
 
@@ -211,7 +237,11 @@ fn t5(source: &ModelSource) -> Result<T5Shape, ModelError> {
     };
     let buckets = shape.buckets >= 4 && shape.buckets % 4 == 0;
     f.must(buckets, "relative_attention_num_buckets", "a multiple of 4")?;
-    f.must(shape.max_distance > shape.buckets / 4, "relative_attention_max_distance", "more than buckets / 4")?;
+    f.must(
+        shape.max_distance > shape.buckets / 4,
+        "relative_attention_max_distance",
+        "more than buckets / 4",
+    )?;
     Ok(shape)
 }
 
@@ -233,7 +263,11 @@ fn vae(source: &ModelSource) -> Result<VaeShape, ModelError> {
     let off = |key: &str| f.map.get(key).and_then(Value::as_bool) == Some(false);
     f.must(off("use_quant_conv") && off("use_post_quant_conv"), "use_post_quant_conv", "false")?;
     f.must(shape.channels.len() == 4, "block_out_channels", "four sizes (FLUX packs latents of 1/8 size)")?;
-    f.must(shape.channels.iter().all(|c| c % shape.groups == 0), "norm_num_groups", "a divisor of all block_out_channels")?;
+    f.must(
+        shape.channels.iter().all(|c| c % shape.groups == 0),
+        "norm_num_groups",
+        "a divisor of all block_out_channels",
+    )?;
     f.must(shape.scaling_factor != 0.0, "scaling_factor", "a number other than 0")?;
     f.must(f.text_or("act_fn", "silu") == "silu", "act_fn", "\"silu\"")?;
     Ok(shape)
@@ -241,13 +275,27 @@ fn vae(source: &ModelSource) -> Result<VaeShape, ModelError> {
 
 fn schedule(source: &ModelSource) -> Result<ScheduleConfig, ModelError> {
     let f = Fields::read(source, "scheduler/scheduler_config.json")?;
-    for key in ["invert_sigmas", "stochastic_sampling", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"] {
+    for key in [
+        "invert_sigmas",
+        "stochastic_sampling",
+        "use_beta_sigmas",
+        "use_exponential_sigmas",
+        "use_karras_sigmas",
+    ] {
         f.must(f.map.get(key).and_then(Value::as_bool) != Some(true), key, "false")?;
     }
     f.must(f.map.get("shift_terminal").is_none_or(Value::is_null), "shift_terminal", "null")?;
-    f.must(f.text_or("time_shift_type", "exponential") == "exponential", "time_shift_type", "\"exponential\"")?;
+    f.must(
+        f.text_or("time_shift_type", "exponential") == "exponential",
+        "time_shift_type",
+        "\"exponential\"",
+    )?;
     let config: ScheduleConfig = source.json(f.file)?;
-    f.must(config.max_image_seq_len > config.base_image_seq_len, "max_image_seq_len", "more than base_image_seq_len")?;
+    f.must(
+        config.max_image_seq_len > config.base_image_seq_len,
+        "max_image_seq_len",
+        "more than base_image_seq_len",
+    )?;
     f.must(config.num_train_timesteps == 1000.0, "num_train_timesteps", "1000")?;
     Ok(config)
 }

@@ -80,15 +80,18 @@ impl Pipeline {
     }
 
     /// The final packed latents of one batch, `[images, tokens, in_channels]`.
-    pub fn latents(&mut self, batch: &[GenerateRequest], watch: &mut dyn Watch) -> Result<Tensor<3>, Cancelled> {
+    pub fn latents(
+        &mut self,
+        batch: &[GenerateRequest],
+        watch: &mut dyn Watch,
+    ) -> Result<Tensor<3>, Cancelled> {
         let first = &batch[0];
         assert!(batch.iter().all(|r| r.batches_with(first)), "a batch of unlike requests");
         let (text, negative) = self.encode(batch, watch)?;
         let channels = self.config.shape.transformer.in_channels / 4;
         let noise = latents::noise(batch, channels, &self.options.device, self.precision);
         let tokens = first.size.image_tokens();
-        let schedule =
-            Schedule::new(&self.config.schedule, first.steps(), first.sigmas.as_deref(), tokens);
+        let schedule = Schedule::new(&self.config.schedule, first.steps(), first.sigmas.as_deref(), tokens);
         let mut ids = vec![[0.0; 3]; text.text.dims()[1]];
         ids.extend(latents::image_ids(first.size));
         let rope = Rope::new(&ids, &self.config.shape.transformer.axes_dims_rope, &self.options.device);

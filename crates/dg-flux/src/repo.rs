@@ -41,7 +41,8 @@ impl ModelRepo {
             return Err(ModelError::Missing(root.clone()));
         }
         let config = ModelConfig::read(&source)?;
-        let defaults = if source.has(DEFAULTS) { source.json(DEFAULTS)? } else { GenerationDefaults::default() };
+        let defaults =
+            if source.has(DEFAULTS) { source.json(DEFAULTS)? } else { GenerationDefaults::default() };
         let weights = |component: &str, base: &str| WeightFiles::open(&source, component, base);
         let clip = weights("text_encoder", "model")?;
         let t5 = weights("text_encoder_2", "model")?;

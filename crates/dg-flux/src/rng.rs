@@ -69,7 +69,8 @@ impl Generator {
     fn refill(&mut self) {
         for i in 0..N {
             let (u, v) = (self.state[i], self.state[(i + 1) % N]);
-            let twist = (((u & 0x8000_0000) | (v & 0x7FFF_FFFF)) >> 1) ^ if v & 1 == 1 { 0x9908_B0DF } else { 0 };
+            let twist =
+                (((u & 0x8000_0000) | (v & 0x7FFF_FFFF)) >> 1) ^ if v & 1 == 1 { 0x9908_B0DF } else { 0 };
             self.state[i] = self.state[(i + M) % N] ^ twist;
         }
         self.at = 0;

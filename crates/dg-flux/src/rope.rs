@@ -19,7 +19,8 @@ impl Rope {
     /// The table for tokens at `ids`. Angles are computed in f64 and rounded to f32 at the end.
     pub fn new(ids: &[[f64; 3]], axes: &[usize], device: &Device) -> Self {
         let pairs: usize = axes.iter().map(|a| a / 2).sum();
-        let (mut cos, mut sin) = (Vec::with_capacity(ids.len() * pairs), Vec::with_capacity(ids.len() * pairs));
+        let (mut cos, mut sin) =
+            (Vec::with_capacity(ids.len() * pairs), Vec::with_capacity(ids.len() * pairs));
         for id in ids {
             for (position, width) in id.iter().zip(axes) {
                 for i in 0..width / 2 {

@@ -39,17 +39,18 @@ impl T5 {
         let block = |i: usize| -> Result<Block, ModelError> {
             let attention = |name: &str| format!("encoder.block.{i}.layer.0.{name}");
             let mlp = |name: &str| format!("encoder.block.{i}.layer.1.{name}");
-            let project = |name: &str| w.linear(&attention(&format!("SelfAttention.{name}")), d, inner);
+            let project =
+                |name: &str| w.linear_without_bias(&attention(&format!("SelfAttention.{name}")), d, inner);
             Ok(Block {
                 norm1: w.vector(&attention("layer_norm.weight"), d)?,
                 q: project("q")?,
                 k: project("k")?,
                 v: project("v")?,
-                o: w.linear(&attention("SelfAttention.o"), inner, d)?,
+                o: w.linear_without_bias(&attention("SelfAttention.o"), inner, d)?,
                 norm2: w.vector(&mlp("layer_norm.weight"), d)?,
-                wi_0: w.linear(&mlp("DenseReluDense.wi_0"), d, shape.mlp)?,
-                wi_1: w.linear(&mlp("DenseReluDense.wi_1"), d, shape.mlp)?,
-                wo: w.linear(&mlp("DenseReluDense.wo"), shape.mlp, d)?,
+                wi_0: w.linear_without_bias(&mlp("DenseReluDense.wi_0"), d, shape.mlp)?,
+                wi_1: w.linear_without_bias(&mlp("DenseReluDense.wi_1"), d, shape.mlp)?,
+                wo: w.linear_without_bias(&mlp("DenseReluDense.wo"), shape.mlp, d)?,
             })
         };
         let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";

@@ -57,10 +57,9 @@ impl TextEncoder {
         let shape = repo.shape();
         let clip_tokenizer = PromptTokenizer::clip(repo.source())?;
         let t5_tokenizer = PromptTokenizer::t5(repo.source())?;
-        for (file, tokenizer, vocab) in [
-            ("tokenizer", &clip_tokenizer, shape.clip.vocab),
-            ("tokenizer_2", &t5_tokenizer, shape.t5.vocab),
-        ] {
+        for (file, tokenizer, vocab) in
+            [("tokenizer", &clip_tokenizer, shape.clip.vocab), ("tokenizer_2", &t5_tokenizer, shape.t5.vocab)]
+        {
             if tokenizer.vocabulary() > vocab {
                 let reason = format!("it has {} tokens, the encoder {vocab}", tokenizer.vocabulary());
                 let hint = "tokenizer and encoder belong to different models".into();

@@ -124,7 +124,8 @@ impl Plane {
 
     /// Copies the first `keep` rows and columns of `tile` to (`y`, `x`).
     fn place(&mut self, tile: &Self, y: usize, x: usize, keep: usize) {
-        let (h, w) = (tile.h.min(keep).min(self.h.saturating_sub(y)), tile.w.min(keep).min(self.w.saturating_sub(x)));
+        let (h, w) =
+            (tile.h.min(keep).min(self.h.saturating_sub(y)), tile.w.min(keep).min(self.w.saturating_sub(x)));
         for c in 0..3 {
             for row in 0..h {
                 self.row_mut(c, y + row)[x..x + w].copy_from_slice(&tile.row(c, row)[..w]);

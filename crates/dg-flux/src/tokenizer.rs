@@ -51,7 +51,11 @@ impl PromptTokenizer {
             let hint = "make it with Python's transformers: \
                         T5TokenizerFast.from_pretrained(\"MODEL\", subfolder=\"tokenizer_2\")\
                         .save_pretrained(\"MODEL/tokenizer_2\")";
-            return Err(ModelError::Tokenizer { file: file.into(), reason: reason.into(), hint: hint.into() });
+            return Err(ModelError::Tokenizer {
+                file: file.into(),
+                reason: reason.into(),
+                hint: hint.into(),
+            });
         }
         let inner = parse(file, &source.small(file)?)?;
         let (end, pad) = (special(&inner, file, "</s>")?, special(&inner, file, "<pad>")?);
@@ -60,7 +64,8 @@ impl PromptTokenizer {
 
     /// The ids of `prompt`, exactly `length` of them.
     pub fn encode(&self, prompt: &str, length: usize) -> Tokens {
-        let encoding = self.inner.encode(prompt, false).expect("encoding text without special tokens cannot fail");
+        let encoding =
+            self.inner.encode(prompt, false).expect("encoding text without special tokens cannot fail");
         let room = length.saturating_sub(1 + usize::from(self.start.is_some()));
         let words = encoding.get_ids();
         let cut = (words.len() > room).then(|| {
@@ -113,7 +118,8 @@ fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer
         json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": normalized, "special": true })
     };
-    let words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+    let words =
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     let definition = json!({
         "version": "1.0",
         "added_tokens": [added(id(START)?, START, true), added(id(END)?, END, false)],

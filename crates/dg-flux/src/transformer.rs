@@ -61,8 +61,12 @@ impl Transformer {
             x_embedder: w.linear("x_embedder", shape.in_channels, d)?,
             context_embedder: w.linear("context_embedder", shape.text_width, d)?,
             conditioning: Conditioning::load(w, shape)?,
-            double: (0..shape.double_blocks).map(|i| DoubleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
-            single: (0..shape.single_blocks).map(|i| SingleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
+            double: (0..shape.double_blocks)
+                .map(|i| DoubleBlock::load(w, shape, i))
+                .collect::<Result<_, _>>()?,
+            single: (0..shape.single_blocks)
+                .map(|i| SingleBlock::load(w, shape, i))
+                .collect::<Result<_, _>>()?,
             norm_out: w.linear("norm_out.linear", d, 2 * d)?,
             proj_out: w.linear("proj_out", d, shape.in_channels)?,
             precision: w.precision(),

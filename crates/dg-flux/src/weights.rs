@@ -82,7 +82,8 @@ impl WeightFiles {
                 return Err(bad(format!("tensor `{tensor}` lies outside the file")));
             }
             let part = bytes.slice(start + from..start + to);
-            let entry = Entry { file: name.clone(), bytes: part, dtype: info.dtype, shape: info.shape.clone() };
+            let entry =
+                Entry { file: name.clone(), bytes: part, dtype: info.dtype, shape: info.shape.clone() };
             if self.tensors.insert(tensor.clone(), entry).is_some() {
                 return Err(bad(format!("tensor `{tensor}` is in two files")));
             }
@@ -115,7 +116,9 @@ fn shard_names(index: &str, map: &BTreeMap<String, String>) -> Result<BTreeSet<S
         return Err(bad(format!("weight_map names {} files, expected 1 to {SHARDS_MAX}", names.len())));
     }
     match names.iter().find(|n| n.contains(['/', '\\', '\0']) || !n.ends_with(".safetensors")) {
-        Some(name) => Err(bad(format!("weight_map names `{name}`, which is no safetensors file of this folder"))),
+        Some(name) => {
+            Err(bad(format!("weight_map names `{name}`, which is no safetensors file of this folder")))
+        }
         None => Ok(names),
     }
 }
@@ -165,14 +168,16 @@ impl Loader<'_> {
         Ok(Tensor::from_data(TensorData::new(values, [len]), (&self.device, DType::F32)))
     }
 
-    /// `name.weight` `[out, in]` and, if the model has one, `name.bias`.
+    /// `name.weight` `[out, in]` and `name.bias`.
     pub fn linear(&self, name: &str, inp: usize, out: usize) -> Result<Linear, ModelError> {
-        let bias = format!("{name}.bias");
-        Ok(Linear {
-            weight: self.weight(&format!("{name}.weight"), [out, inp])?,
-            bias: if self.has(&bias) { Some(self.vector(&bias, out)?) } else { None },
-            precision: self.precision,
-        })
+        let bias = self.vector(&format!("{name}.bias"), out)?;
+        Ok(Linear { bias: Some(bias), ..self.linear_without_bias(name, inp, out)? })
+    }
+
+    /// `name.weight` `[out, in]` alone, as in T5.
+    pub fn linear_without_bias(&self, name: &str, inp: usize, out: usize) -> Result<Linear, ModelError> {
+        let weight = self.weight(&format!("{name}.weight"), [out, inp])?;
+        Ok(Linear { weight, bias: None, precision: self.precision })
     }
 
     /// The precision of the run.

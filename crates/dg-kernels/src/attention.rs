@@ -31,7 +31,7 @@ pub fn attention(
     (plug::tensor(out, [b, sq, h, d]), plug::tensor(lse, [b, h, sq]))
 }
 
-/// Merges two results of [`attention`] over disjoint keys, in f32 (round the last one with
+/// Merges two results of [`attention()`] over disjoint keys, in f32 (round the last one with
 /// [`crate::round`]). Works in the memory of `a` if nobody else holds it.
 pub fn merge_partials(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
     let tensors = [plug::native(&a.0), plug::native(&b.0), plug::native(&a.1), plug::native(&b.1)];

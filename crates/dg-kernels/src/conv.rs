@@ -8,6 +8,7 @@ use crate::plug::{self, Weight};
 use crate::simd::gemm::{Matrix, Shape, product, tiles};
 use crate::{Precision, reference};
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 
 /// 3×3, stride 1, padding 1: `x` `[b, c, h, w]`, `weight` `[o, c, 3, 3]` (f32, bf16 or f16), `bias`
 /// `[o]` -> `[b, o, h, w]`, rounded once.
@@ -43,7 +44,7 @@ pub fn conv1x1(x: Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>, p: Precision)
     let (x, weight, bias) = (plug::contiguous(x), Weight::of(cpu, weight), plug::small(bias));
     let mut out = vec![0f32; b * o * plane];
     for (to, from) in out.chunks_mut(o * plane).zip(plug::slice(&x).chunks(c * plane)) {
-        to.chunks_mut(plane).zip(&bias).for_each(|(to, bias)| to.fill(*bias));
+        to.par_chunks_mut(plane).zip(&bias).for_each(|(to, bias)| to.fill(*bias));
         let weight = Matrix { data: &weight, strides: [c, 1] };
         let image = Matrix { data: from, strides: [plane, 1] };
         product(Shape { m: o, k: c, n: plane }, (to, plane), true, weight, image, true);

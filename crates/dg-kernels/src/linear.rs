@@ -46,7 +46,7 @@ pub fn linear<const D: usize>(
 /// The crate `gemm` sums differently for one row and for at most 256 results (dot products), and
 /// splits a long sum differently for at most 64 rows and 64 columns.
 pub(crate) fn padded_rows(m: usize, n: usize, k: usize) -> usize {
-    let tiny = if m == 1 || m * n <= 256 { (256 / n + 1).next_multiple_of(8).max(8) } else { m };
+    let tiny = if m == 1 || m * n <= 256 { (256 / n.max(1) + 1).next_multiple_of(8).max(8) } else { m };
     if k > 512 && n <= 64 && tiny <= 64 { 72 } else { tiny.max(m) }
 }
 

@@ -37,7 +37,7 @@ pub(crate) fn dense<const D: usize>(t: Tensor<D>) -> FlexTensor {
     if whole { t } else { t.to_contiguous() }
 }
 
-/// Contiguous, wherever it lies in its memory; read it with [`slice`].
+/// Contiguous, wherever it lies in its memory; read it with [`slice()`].
 pub(crate) fn contiguous<const D: usize>(t: Tensor<D>) -> FlexTensor {
     let t = flex(f32_of(t));
     if t.is_contiguous() { t } else { t.to_contiguous() }

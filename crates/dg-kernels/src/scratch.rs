@@ -5,33 +5,36 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 /// A buffer that goes back to the pool when dropped. It starts with whatever its last user left.
-pub(crate) struct Scratch(Vec<f32>);
+pub(crate) struct Scratch {
+    /// Kept at its full length, so that a later, longer use need not clear it again.
+    memory: Vec<f32>,
+    len: usize,
+}
 
 /// A buffer of `len` floats with unspecified values.
 pub(crate) fn take(len: usize) -> Scratch {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     let fits = |v: &&(usize, usize)| v.1 >= len && v.1 <= len.saturating_mul(WASTE_MAX).max(SMALL);
-    let sizes = free.iter().map(Vec::capacity).enumerate().collect::<Vec<_>>();
+    let sizes = free.iter().map(Vec::len).enumerate().collect::<Vec<_>>();
     let found = sizes.iter().filter(fits).min_by_key(|v| v.1);
     // none: the greatest that is too small makes room
     let outgrown = || sizes.iter().filter(|v| v.1 < len).max_by_key(|v| v.1);
-    let mut v = match found.or_else(outgrown) {
+    let mut memory = match found.or_else(outgrown) {
         Some((i, _)) => free.swap_remove(*i),
         None => Vec::new(),
     };
     drop(free);
-    if v.capacity() < len {
-        v = vec![0.0; len];
+    if memory.len() < len {
+        memory = vec![0.0; len];
     }
-    v.resize(len, 0.0);
-    Scratch(v)
+    Scratch { memory, len }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         if free.len() < KEPT_MAX {
-            free.push(core::mem::take(&mut self.0));
+            free.push(core::mem::take(&mut self.memory));
         }
     }
 }
@@ -39,13 +42,13 @@ impl Drop for Scratch {
 impl Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.memory[..self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.0
+        &mut self.memory[..self.len]
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::EngineOptions;
 use dg_core::GenerateRequest;
-use dg_flux::tiling::Tiling;
 use dg_flux::ModelRepo;
+use dg_flux::tiling::Tiling;
 
 /// Bytes that a run will hold at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

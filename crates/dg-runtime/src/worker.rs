@@ -33,7 +33,11 @@ impl Actor for Worker {
     type State = State;
     type Arguments = Arguments;
 
-    async fn pre_start(&self, myself: ActorRef<Message>, args: Arguments) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Message>,
+        args: Arguments,
+    ) -> Result<State, ActorProcessingErr> {
         // the actor may be gone by the time the thread speaks: then nobody needs to know
         let tell = move |told| drop(myself.cast(Message::Told(told)));
         let jobs = compute::start(args.repo, args.options, tell)?;
@@ -63,4 +67,3 @@ impl Actor for Worker {
         Ok(())
     }
 }
-

@@ -43,7 +43,9 @@ impl Golden {
     /// A tensor by name. Panics with the names that there are if it is missing.
     pub fn tensor(&self, name: &str) -> &GoldenTensor {
         let names: Vec<_> = self.names().collect();
-        self.tensors.get(name).unwrap_or_else(|| panic!("case `{}` has no `{name}`, only {names:?}", self.case))
+        self.tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("case `{}` has no `{name}`, only {names:?}", self.case))
     }
 
     /// A tensor by name, if it is stored.
@@ -129,7 +131,8 @@ mod tests {
         let golden = Golden::load("dev_seq64");
         let manifest = crate::manifest();
         for name in ["latents_2", "pooled", "prompt_embeds"] {
-            let expected = manifest["dev_seq64"]["tensors"][name]["sha256_f32"].as_str().expect("it is listed");
+            let expected =
+                manifest["dev_seq64"]["tensors"][name]["sha256_f32"].as_str().expect("it is listed");
             assert_eq!(sha256_f32(golden.tensor(name).whole()), expected, "{name}");
         }
         assert_eq!(golden.tensor("clip_ids").ids.len(), 77);
@@ -140,7 +143,10 @@ mod tests {
     fn sampled_tensors_compare_with_the_whole() {
         let golden = Golden::load("trace_dev_256");
         let tensor = golden.tensor("single_0.attn");
-        assert_eq!((tensor.shape.as_slice(), tensor.row_width, tensor.row_stride), ([1, 320, 128].as_slice(), 128, 3));
+        assert_eq!(
+            (tensor.shape.as_slice(), tensor.row_width, tensor.row_stride),
+            ([1, 320, 128].as_slice(), 128, 3)
+        );
         let mut whole = vec![0.0; 320 * 128];
         for (i, row) in tensor.values.chunks(128).enumerate() {
             whole[i * 3 * 128..][..128].copy_from_slice(row);

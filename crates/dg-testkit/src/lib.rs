@@ -41,7 +41,11 @@ pub fn data_dir() -> PathBuf {
 /// The folder of a test model, `tiny-dev` or `tiny-schnell`.
 pub fn model_dir(name: &str) -> PathBuf {
     let folder = data_dir().join(name);
-    assert!(folder.join("model_index.json").is_file(), "there is no test model `{name}` in {}", data_dir().display());
+    assert!(
+        folder.join("model_index.json").is_file(),
+        "there is no test model `{name}` in {}",
+        data_dir().display()
+    );
     folder
 }
 

@@ -97,7 +97,8 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
 fn profile_dir() -> PathBuf {
     let test = std::env::current_exe().expect("a running program has a path");
     let folder = test.parent().expect("a program lies in a folder");
-    let folder = if folder.ends_with("deps") { folder.parent().expect("deps lies in a folder") } else { folder };
+    let folder =
+        if folder.ends_with("deps") { folder.parent().expect("deps lies in a folder") } else { folder };
     folder.to_owned()
 }
 

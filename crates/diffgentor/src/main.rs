@@ -1,2 +1,65 @@
-//! diffgentor
-fn main(){}
+//! `diffgentor`: FLUX text-to-image on the command line.
+//!
+//! # Layout
+//! - `args`, `normalise`, `original`: the command line
+//! - `setup`, `config_show`: settings and where they come from
+//! - `models`, `known`: names of models → opened models
+//! - `prompts`, `names`, `plan`: prompts → requests, file names and batches; no IO but reading
+//! - `engine`: the one door to the runtime
+//! - `run`, `batches`, `output`, `progress`, `report`, `signals`: doing it
+//! - `machine`, `doctor`: what this machine has
+//! - `docs`: man pages, completions and `docs/cli.md` from the same definitions as `--help`
+#![forbid(unsafe_code)]
+
+mod args;
+mod batches;
+mod config_show;
+mod docs;
+mod doctor;
+mod dry_run;
+mod engine;
+mod failure;
+mod known;
+mod log;
+mod machine;
+mod models;
+mod names;
+mod normalise;
+mod original;
+mod output;
+mod plan;
+mod progress;
+mod prompts;
+mod report;
+mod run;
+mod setup;
+mod signals;
+
+use args::{Cli, Command};
+use clap::Parser;
+use dg_core::ExitCode;
+use failure::Failure;
+
+fn main() -> std::process::ExitCode {
+    match dispatch() {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            log::print_failure(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn dispatch() -> Result<ExitCode, Failure> {
+    let argv = normalise::flags(std::env::args_os());
+    original::refuse(&argv)?;
+    // clap prints help and usage errors by itself and exits with 0 or 2
+    match Cli::parse_from(argv).command {
+        Command::T2i(args) => run::t2i(&args),
+        Command::Config(args) => config_show::show(&args),
+        Command::Doctor { json } => doctor::doctor(json),
+        Command::Completions { shell } => docs::completions(shell),
+        Command::Man { dir, format } => docs::man(dir.as_deref(), format),
+        Command::Models { action, json } => models::command(&action.unwrap_or_default(), json),
+    }
+}

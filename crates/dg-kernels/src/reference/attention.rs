@@ -4,7 +4,7 @@ use super::{cast, round};
 use crate::Precision;
 use burn::tensor::{DType, Tensor, activation};
 
-/// See [`crate::attention`].
+/// See [`crate::attention()`].
 pub fn attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -21,12 +21,16 @@ pub fn attention(
     let v = cast(&v, DType::F32).swap_dims(1, 2);
     let (mut out, mut lse) = (Vec::new(), Vec::new());
     for start in (0..sq).step_by(QUERIES) {
-        let part = q.clone().narrow(1, start, QUERIES.min(sq - start));
-        let s = cast(&part, DType::F32).swap_dims(1, 2).matmul(k.clone()) * scale;
+        let n = QUERIES.min(sq - start);
+        let part = cast(&q.clone().narrow(1, start, n), DType::F32);
+        // always the same number of rows: the matrix product sums few rows differently
+        let padding = Tensor::zeros([b, QUERIES - n, h, d], (&device, DType::F32));
+        let part = if n < QUERIES { Tensor::cat(vec![part, padding], 1) } else { part };
+        let s = part.swap_dims(1, 2).matmul(k.clone()) * scale;
         let top = s.clone().max_dim(3);
         let sum = (s.clone() - top.clone()).exp().sum_dim(3);
-        lse.push((sum.log() + top).squeeze_dim::<3>(3));
-        let o = activation::softmax(s, 3).matmul(v.clone()).swap_dims(1, 2);
+        lse.push((sum.log() + top).squeeze_dim::<3>(3).narrow(2, 0, n));
+        let o = activation::softmax(s, 3).matmul(v.clone()).swap_dims(1, 2).narrow(1, 0, n);
         out.push(cast(&round(o, p), kind));
     }
     (Tensor::cat(out, 1), Tensor::cat(lse, 2))
@@ -66,5 +70,5 @@ pub fn attention_with_bias(
     Tensor::cat(heads.collect(), 2)
 }
 
-/// Queries per block: 512 × 4608 scores of 24 heads are 226 MB.
-const QUERIES: usize = 512;
+/// Queries per block: 256 × 4608 scores of 24 heads are 113 MB.
+const QUERIES: usize = 256;

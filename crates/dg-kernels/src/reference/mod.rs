@@ -21,7 +21,7 @@ pub fn round<const D: usize>(x: Tensor<D>, p: Precision) -> Tensor<D> {
     }
 }
 
-/// See [`crate::linear`].
+/// See [`crate::linear()`].
 pub fn linear<const D: usize>(
     x: Tensor<D>,
     w: &Tensor<2>,

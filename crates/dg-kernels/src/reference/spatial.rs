@@ -4,7 +4,7 @@ use super::{cast, in_f32, round, silu};
 use crate::Precision;
 use burn::tensor::{DType, Tensor, module, ops::ConvOptions};
 
-/// See [`crate::group_norm`].
+/// See [`crate::group_norm()`].
 pub fn group_norm(
     x: Tensor<4>,
     weight: &Tensor<1>,

@@ -99,7 +99,7 @@ pub(super) fn tanh(x: __m256) -> __m256 {
     let one = _mm256_set1_ps(1.0);
     let z = _mm256_mul_ps(x, x);
     let mut p = _mm256_set1_ps(-5.704_988_7e-3);
-    for c in [2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+    for c in [2.063_908_8e-2, -5.373_971_5e-2, 1.333_144_2e-1, -3.333_328e-1] {
         p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(c));
     }
     let near = _mm256_fmadd_ps(_mm256_mul_ps(p, z), x, x);

@@ -58,7 +58,7 @@ pub(super) fn silu(x: __m256) -> __m256 {
 #[target_feature(enable = "avx2,fma")]
 fn gelu(x: __m256) -> __m256 {
     let c = _mm256_mul_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(0.044_715));
-    let u = _mm256_mul_ps(_mm256_fmadd_ps(x, c, x), _mm256_set1_ps(-1.595_769_1));
+    let u = _mm256_mul_ps(_mm256_fmadd_ps(x, c, x), _mm256_set1_ps(-1.595_769));
     _mm256_div_ps(x, _mm256_add_ps(_mm256_set1_ps(1.0), exp(u)))
 }
 

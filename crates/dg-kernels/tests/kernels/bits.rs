@@ -69,7 +69,7 @@ fn batch(first: usize, b: usize, p: Precision) -> Vec<Vec<u32>> {
         bits(k::linear(x(), &random(14, [7, 48]), None, p)),
         bits(o.clone()),
         bits(lse.clone()),
-        bits(k::merge_partials((o.clone(), lse.clone()), (heads(15), lse)).0),
+        bits(k::merge_partials((o, lse.clone()), (heads(15), lse)).0),
         bits(k::attention_with_bias(heads(11), heads(12), heads(13), &scores, 1.0, p)),
         bits(k::gelu_tanh(x(), p)),
         bits(k::gelu_new(x(), p)),
@@ -175,5 +175,6 @@ fn unique_memory_is_reused() {
     let x = k::silu(k::from_vec(data, [2, 1, 20], &device), F32);
     let x = k::add(x, k::from_vec(vec(2), [2, 1, 20], &device), F32);
     let x = k::gated_residual(x, random(3, [2, 20]), random(4, [2, 1, 20]), F32);
-    assert_eq!(k::to_vec(x).as_ptr(), at);
+    let data = k::to_vec(x);
+    assert_eq!(data.as_ptr(), at);
 }

@@ -1,0 +1,50 @@
+//! The one door to the runtime.
+
+use dg_core::{DType, GenerateRequest, ImageSize, TimeDtype};
+use dg_flux::tiling::Tiling;
+use dg_flux::{ModelRepo, ModelSource};
+use std::num::NonZeroUsize;
+
+pub(crate) use dg_runtime::{Cluster, EngineOptions, Job, MemoryNeed, Picture};
+
+/// Which CPU kernels this process uses.
+pub(crate) fn kernels() -> &'static str {
+    dg_kernels::path()
+}
+
+/// How the model computes.
+pub(crate) fn options(
+    dtype: DType,
+    time_dtype: TimeDtype,
+    threads: NonZeroUsize,
+    vae_tiling: Option<bool>,
+) -> EngineOptions {
+    EngineOptions { dtype, time_dtype, threads, vae_tiling }
+}
+
+/// Whether a picture of this size will be decoded in tiles.
+pub(crate) fn tiles(repo: &ModelRepo, size: ImageSize, wanted: Option<bool>) -> bool {
+    Tiling::applies(&repo.shape().vae, size, wanted)
+}
+
+/// What these requests need, in batches of up to `batch_size`.
+pub(crate) fn need(
+    repo: &ModelRepo,
+    options: &EngineOptions,
+    requests: &[GenerateRequest],
+    batch_size: usize,
+) -> MemoryNeed {
+    dg_runtime::memory_need(repo, options, requests, batch_size)
+}
+
+/// The built-in model.
+#[cfg(feature = "demo")]
+pub(crate) fn demo() -> Option<ModelSource> {
+    Some(ModelSource::Embedded(dg_demo::files().iter().map(|f| (f.path, f.bytes)).collect()))
+}
+
+/// This build has no built-in model.
+#[cfg(not(feature = "demo"))]
+pub(crate) fn demo() -> Option<ModelSource> {
+    None
+}

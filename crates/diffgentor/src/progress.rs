@@ -1,0 +1,207 @@
+//! Progress on standard error: bars on a terminal, lines elsewhere, or nothing.
+
+use crate::log;
+use dg_core::StepEvent;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Shows how far a run is.
+pub(crate) struct Progress {
+    form: Form,
+    pictures: usize,
+    batches: usize,
+    batch: Batch,
+}
+
+enum Form {
+    Bars { pictures: ProgressBar, steps: ProgressBar },
+    Lines,
+    Silent,
+}
+
+#[derive(Default)]
+struct Batch {
+    number: usize,
+    pictures: usize,
+    step: usize,
+    steps: usize,
+    seconds: f64,
+    throttle: Throttle,
+}
+
+impl Progress {
+    /// Progress over this many pictures in this many batches.
+    pub(crate) fn new(silent: bool, pictures: usize, batches: usize) -> Self {
+        let form = match silent {
+            true => Form::Silent,
+            false if std::io::stderr().is_terminal() => bars(pictures),
+            false => Form::Lines,
+        };
+        Self { form, pictures, batches, batch: Batch::default() }
+    }
+
+    /// A message about a stage that has no steps: loading.
+    pub(crate) fn stage(&self, what: &str) {
+        match &self.form {
+            Form::Bars { steps, .. } => {
+                steps.enable_steady_tick(Duration::from_millis(100));
+                steps.set_message(what.to_string());
+            }
+            Form::Lines => line(what),
+            Form::Silent => (),
+        }
+    }
+
+    /// A batch begins.
+    pub(crate) fn batch(&mut self, pictures: usize, steps: usize) {
+        self.batch = Batch { number: self.batch.number + 1, pictures, steps, ..Batch::default() };
+        let head = self.head();
+        match &self.form {
+            Form::Bars { steps: bar, .. } => {
+                bar.reset();
+                bar.set_length(steps as u64);
+                bar.set_message(format!("{head}: reading the prompt"));
+            }
+            Form::Lines => line(&format!("{head}: start")),
+            Form::Silent => (),
+        }
+    }
+
+    /// Something happened in the batch.
+    pub(crate) fn event(&mut self, event: &StepEvent) {
+        let StepEvent::Step { step, seconds, .. } = event else {
+            if let (StepEvent::TextEncoded { .. }, Form::Bars { steps, .. }) = (event, &self.form) {
+                steps.set_message(self.head());
+            }
+            return;
+        };
+        self.batch.step = *step;
+        self.batch.seconds += seconds;
+        let text = self.batch.pace();
+        let head = self.head();
+        match &self.form {
+            Form::Bars { steps: bar, .. } => {
+                bar.set_position(*step as u64);
+                let decoding = if *step == self.batch.steps { ", decoding" } else { "" };
+                bar.set_message(format!("{head}: {text}{decoding}"));
+            }
+            Form::Lines if self.batch.throttle.due(*step, self.batch.steps, Instant::now()) => {
+                line(&format!("{head}: {text}"));
+            }
+            Form::Lines | Form::Silent => (),
+        }
+    }
+
+    /// A picture is written.
+    pub(crate) fn picture(&self) {
+        if let Form::Bars { pictures, .. } = &self.form {
+            pictures.inc(1);
+        }
+    }
+
+    /// The run is over.
+    pub(crate) fn finish(&self) {
+        if let Form::Bars { pictures, steps } = &self.form {
+            steps.finish_and_clear();
+            pictures.finish_and_clear();
+        }
+    }
+
+    fn head(&self) -> String {
+        let images = if self.batch.pictures > 1 { format!(" ({} pictures)", self.batch.pictures) } else { String::new() };
+        match self.pictures {
+            1 => "picture".into(),
+            _ => format!("batch {}/{}{images}", self.batch.number, self.batches),
+        }
+    }
+}
+
+impl Batch {
+    /// `3/28 steps, 1.9 it/s, ETA 13 s`.
+    fn pace(&self) -> String {
+        let rate = self.step as f64 / self.seconds.max(1e-9);
+        let left = (self.steps - self.step.min(self.steps)) as f64 / rate;
+        let rate = if rate >= 1.0 { format!("{rate:.1} it/s") } else { format!("{:.1} s/it", 1.0 / rate) };
+        format!("{}/{} steps, {rate}, ETA {}", self.step, self.steps, clock(left))
+    }
+}
+
+/// Lets a line through every tenth of the way or every five seconds, and at the end.
+#[derive(Default)]
+struct Throttle {
+    tenth: usize,
+    last: Option<Instant>,
+}
+
+impl Throttle {
+    fn due(&mut self, done: usize, total: usize, now: Instant) -> bool {
+        let tenth = done * 10 / total.max(1);
+        let last = *self.last.get_or_insert(now);
+        let waited = now.duration_since(last);
+        let due = done == total
+            || waited >= LINE_PAUSE
+            || tenth > self.tenth && waited >= LINE_PAUSE_MIN;
+        if due {
+            self.last = Some(now);
+        }
+        self.tenth = tenth;
+        due
+    }
+}
+
+fn bars(pictures: usize) -> Form {
+    let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+    log::share_terminal(&all);
+    let style = |template: &str| {
+        ProgressStyle::with_template(template).expect("a template of this file").progress_chars("━╸ ")
+    };
+    let overall = all.add(ProgressBar::new(pictures as u64));
+    overall.set_style(style("{bar:30.green} {pos}/{len} pictures, {elapsed} so far"));
+    let steps = all.add(ProgressBar::new(1));
+    steps.set_style(style("{bar:30.cyan} {msg}"));
+    Form::Bars { pictures: overall, steps }
+}
+
+fn line(text: &str) {
+    // nobody reads standard error: progress is then pointless
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// `95 s`, `12 min`, `3.4 h`.
+fn clock(seconds: f64) -> String {
+    match seconds {
+        s if s < 100.0 => format!("{s:.0} s"),
+        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
+const LINE_PAUSE: Duration = Duration::from_secs(5);
+/// Fast runs need no ten lines.
+const LINE_PAUSE_MIN: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_few() {
+        let start = Instant::now();
+        let shown = |step_ms: u64| {
+            let mut throttle = Throttle::default();
+            (1..=100).filter(|i| throttle.due(*i, 100, start + Duration::from_millis(step_ms) * *i as u32)).count()
+        };
+        assert_eq!(shown(1), 1);
+        assert!((9..=11).contains(&shown(100)), "{}", shown(100));
+        assert!((20..=34).contains(&shown(1000)), "{}", shown(1000));
+    }
+
+    #[test]
+    fn pace_is_readable() {
+        let batch = Batch { step: 3, steps: 28, seconds: 1.5, ..Batch::default() };
+        assert_eq!(batch.pace(), "3/28 steps, 2.0 it/s, ETA 12 s");
+        let slow = Batch { step: 1, steps: 2, seconds: 200.0, ..Batch::default() };
+        assert_eq!(slow.pace(), "1/2 steps, 200.0 s/it, ETA 3 min");
+    }
+}

@@ -1,0 +1,75 @@
+//! A batch is so many single runs, bit for bit.
+
+use super::common;
+use dg_core::{DType, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, Steps};
+use dg_flux::watch::{Cancelled, Unwatched, Watch};
+use proptest::prelude::*;
+
+fn request(prompt: &str, seed: u64, (w, h): (u32, u32), cfg: f64) -> GenerateRequest {
+    let (size, _) = ImageSize::fit(w, h).expect("a size");
+    let mut r = GenerateRequest::new(prompt, size, Seed(seed));
+    r.num_inference_steps = Steps::try_from(2).expect("steps");
+    r.max_sequence_length = SequenceLength::try_from(24).expect("a length");
+    r.true_cfg_scale = Scale::try_from(cfg).expect("a scale");
+    r.guidance_scale = Scale::try_from(1.0 + (seed % 7) as f64).expect("a scale");
+    r.negative_prompt = Some(format!("not {prompt}"));
+    r
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn of_n_equals_n_single_runs(
+        seeds in prop::collection::vec(any::<u64>(), 2..5),
+        columns in 1u32..6, rows in 1u32..6,
+        cfg in prop_oneof![Just(1.0), Just(2.5)],
+        bf16 in any::<bool>(),
+    ) {
+        let dtype = if bf16 { DType::Bfloat16 } else { DType::Float32 };
+        let prompts = ["a red fox", "", "two teacups, 猫", "house"];
+        let batch: Vec<GenerateRequest> = seeds
+            .iter()
+            .zip(prompts)
+            .map(|(seed, prompt)| request(prompt, *seed, (16 * columns, 16 * rows), cfg))
+            .collect();
+        let mut pipeline = common::pipeline(&common::repo("tiny-dev"), dtype);
+        let together = common::on_two_threads(|| pipeline.generate(&batch, &mut Unwatched)).expect("runs");
+        for (one, expected) in batch.iter().zip(&together) {
+            let alone = pipeline.generate(std::slice::from_ref(one), &mut Unwatched).expect("runs");
+            prop_assert_eq!(&alone[0], expected);
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let batch = [request("a red fox", 3, (208, 112), 2.0)];
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| {
+            let mut pipeline = common::pipeline(&common::repo("tiny-dev"), DType::Float32);
+            pipeline.generate(&batch, &mut Unwatched).expect("runs")
+        })
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(5));
+}
+
+#[test]
+fn stopping_stops() {
+    struct After(std::cell::Cell<u32>);
+    impl Watch for After {
+        fn stop(&self) -> bool {
+            self.0.set(self.0.get() + 1);
+            self.0.get() > 9
+        }
+    }
+    let mut pipeline = common::pipeline(&common::repo("tiny-dev"), DType::Float32);
+    let batch = [request("x", 0, (64, 64), 1.0)];
+    let mut watch = After(std::cell::Cell::new(0));
+    assert_eq!(pipeline.generate(&batch, &mut watch), Err(Cancelled));
+    assert!(watch.0.get() < 12, "asked {} times", watch.0.get());
+    assert!(pipeline.generate(&batch, &mut Unwatched).is_ok());
+}
