@@ -1,1 +1,5 @@
-//! x
+//! Tests of the whole workspace; the programs in this folder's `[[test]]` tables.
+//!
+//! - `tidy`: the shape of the workspace
+//! - `golden`: numbers and pictures against the reference
+//! - `e2e`: the program as a person runs it

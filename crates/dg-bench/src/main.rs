@@ -1,2 +1,125 @@
-//! dg-bench
-fn main(){}
+//! Benchmarks of the parts of a picture. Prints one JSON object; `peer.py` beside this crate runs
+//! diffusers on the same weights and shapes, interleaved, and prints the ratios.
+//!
+//! # Layout
+//! - [`make`]: a model folder of a given size with random weights
+//! - [`measure`]: wall and CPU seconds of repeated runs
+//! - [`parts`]: transformer, VAE, text encoders, attention
+//! - [`whole`]: the program, from exec to the picture
+#![forbid(unsafe_code)]
+
+mod make;
+mod measure;
+mod parts;
+mod whole;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Times the parts of a FLUX picture on this machine.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a folder with random f32 weights of FLUX's shape: a medium transformer (8 heads × 128,
+    /// 2 + 4 blocks), FLUX's own VAE, and encoders of 12 (CLIP) and 24 (T5, d = 512) layers
+    Make {
+        /// Where to
+        folder: PathBuf,
+    },
+    /// One forward pass of the transformer
+    Dit {
+        #[command(flatten)]
+        run: Run,
+        #[arg(long, default_value_t = 1024)]
+        image_tokens: usize,
+        #[arg(long, default_value_t = 512)]
+        text_tokens: usize,
+    },
+    /// Decoding one picture
+    Vae {
+        #[command(flatten)]
+        run: Run,
+        /// Width and height in pixels
+        #[arg(long, default_value_t = 512)]
+        side: u32,
+    },
+    /// Encoding one prompt by CLIP and T5
+    Text {
+        #[command(flatten)]
+        run: Run,
+        #[arg(long, default_value_t = 512)]
+        tokens: usize,
+    },
+    /// Attention alone
+    Attention {
+        #[command(flatten)]
+        run: Run,
+        #[arg(long, default_value_t = 24)]
+        heads: usize,
+        #[arg(long, default_value_t = 128)]
+        head_dim: usize,
+        #[arg(long, default_value_t = 4608)]
+        tokens: usize,
+    },
+    /// The whole program, cold: `diffgentor t2i` with the arguments after `--`
+    E2e {
+        /// The `diffgentor` program
+        #[arg(long)]
+        program: PathBuf,
+        #[command(flatten)]
+        run: Run,
+        /// Arguments of `t2i`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Args, Clone)]
+struct Run {
+    /// Folder made by `dg-bench make`, or any model folder
+    #[arg(long, default_value = "bench-model")]
+    model: PathBuf,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Runs that are timed
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Runs before those
+    #[arg(long, default_value_t = 1)]
+    warm_up: usize,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<serde_json::Value, Failure> {
+    match command {
+        Command::Make { folder } => make::all(&folder),
+        Command::Dit { run, image_tokens, text_tokens } => parts::dit(&run, image_tokens, text_tokens),
+        Command::Vae { run, side } => parts::vae(&run, side),
+        Command::Text { run, tokens } => parts::text(&run, tokens),
+        Command::Attention { run, heads, head_dim, tokens } => {
+            parts::attention(&run, heads, head_dim, tokens)
+        }
+        Command::E2e { program, run, arguments } => whole::e2e(&program, &run, &arguments),
+    }
+}

@@ -103,7 +103,7 @@ impl Reader<'_> {
         if text.starts_with('~') {
             return Ok(Value::Text(text.to_string()));
         }
-        let path = self.path.parent().unwrap_or(Path::new("")).join(text.as_ref());
+        let path = self.path.parent().unwrap_or_else(|| Path::new("")).join(text.as_ref());
         let path = if path.is_absolute() { path } else { Path::new(".").join(path) };
         Ok(Value::Text(path.to_string_lossy().into_owned()))
     }

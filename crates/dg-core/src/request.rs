@@ -67,7 +67,7 @@ impl GenerateRequest {
 
     /// Steps that will run.
     pub fn steps(&self) -> usize {
-        self.sigmas.as_ref().map_or(self.num_inference_steps.count(), Vec::len)
+        self.sigmas.as_ref().map_or_else(|| self.num_inference_steps.count(), Vec::len)
     }
 
     /// True when the two can share one batch: same token counts, same schedule, same number of

@@ -55,6 +55,7 @@ static FILES: &[DemoFile] = &[
     plain!("text_encoder_2/config.json"),
     aligned!("text_encoder_2/model.safetensors"),
     plain!("tokenizer/merges.txt"),
+    plain!("tokenizer/tokenizer.json"),
     plain!("tokenizer/vocab.json"),
     plain!("tokenizer_2/tokenizer.json"),
     plain!("transformer/config.json"),

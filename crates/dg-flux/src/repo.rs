@@ -20,12 +20,13 @@ pub struct ModelRepo {
 const DEFAULTS: &str = "generation_config.json";
 
 /// Small files that, with headers and sizes of the weight files, identify a model.
-const IDENTITY: [&str; 9] = [
+const IDENTITY: [&str; 10] = [
     "model_index.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder_2/config.json",
     "tokenizer/merges.txt",
+    "tokenizer/tokenizer.json",
     "tokenizer/vocab.json",
     "tokenizer_2/tokenizer.json",
     "transformer/config.json",

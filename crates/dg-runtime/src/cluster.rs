@@ -1,10 +1,11 @@
 //! [`Cluster`]: a model that is ready to work, and the jobs it is given.
 
+use crate::compute::{Engine, Load};
 use crate::logic::queue::JobId;
 use crate::supervisor::{self, Supervisor};
 use crate::{JobError, StartError};
-use dg_core::{DType, GenerateRequest, StepEvent, TimeDtype};
-use dg_flux::{ModelRepo, Picture};
+use dg_core::{DType, GenerateRequest, StepEvent, Steps, TimeDtype};
+use dg_flux::{ModelRepo, Picture, Pipeline, PipelineOptions};
 use ractor::{Actor, ActorRef};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -47,9 +48,22 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the actors and loads the model. Call it inside a tokio runtime.
     pub async fn start(repo: ModelRepo, options: EngineOptions) -> Result<Self, StartError> {
-        let (started, result) = oneshot::channel();
         let threads = options.threads.get();
-        let args = supervisor::Arguments { repo: Arc::new(repo), options, started };
+        let load = move || -> Result<Box<dyn Engine>, StartError> {
+            let options = PipelineOptions {
+                device: dg_flux::cpu(),
+                dtype: options.dtype,
+                time_dtype: options.time_dtype,
+                vae_tiling: options.vae_tiling,
+            };
+            Ok(Box::new(Pipeline::load(&repo, options)?))
+        };
+        Self::with_engine(Arc::new(load), threads).await
+    }
+
+    pub(crate) async fn with_engine(load: Load, threads: usize) -> Result<Self, StartError> {
+        let (started, result) = oneshot::channel();
+        let args = supervisor::Arguments { load, threads, started };
         let (supervisor, stopped) = Actor::spawn(None, Supervisor, args)
             .await
             .map_err(|e| StartError::Threads { threads, reason: e.to_string() })?;
@@ -97,6 +111,16 @@ pub(crate) struct JobSpec {
 impl JobSpec {
     fn fault(&self) -> Option<JobError> {
         let Some(first) = self.batch.first() else { return Some(JobError::Empty) };
+        let bad = |s: &&f64| !(0.0..=1.0).contains(*s) || **s == 0.0;
+        let all_sigmas = self.batch.iter().filter_map(|r| r.sigmas.as_ref());
+        for sigmas in all_sigmas {
+            if sigmas.is_empty() || sigmas.len() > Steps::MAX as usize {
+                return Some(JobError::Sigmas(format!("{} numbers", sigmas.len())));
+            }
+            if let Some(s) = sigmas.iter().find(bad) {
+                return Some(JobError::Sigmas(s.to_string()));
+            }
+        }
         self.batch.iter().position(|r| !r.batches_with(first)).map(JobError::Unlike)
     }
 
@@ -149,5 +173,126 @@ impl Canceller {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dg_core::{ImageSize, Seed};
+    use dg_flux::watch::{Cancelled, Watch};
+    use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
+
+    /// Makes black pictures; panics or dawdles when the prompt says so.
+    struct Fake;
+
+    impl Engine for Fake {
+        fn generate(
+            &mut self,
+            batch: &[GenerateRequest],
+            watch: &mut dyn Watch,
+        ) -> Result<Vec<Picture>, Cancelled> {
+            match batch[0].prompt.as_str() {
+                "panic" => panic!("as asked"),
+                "dawdle" => {
+                    while !watch.stop() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    return Err(Cancelled);
+                }
+                _ => {}
+            }
+            watch.event(StepEvent::TextEncoded { images: vec![0], seconds: 0.0 });
+            let picture = |r: &GenerateRequest| Picture {
+                size: r.size,
+                rgb: vec![0; 3 * r.size.pixels() as usize],
+                seed: r.seed,
+                vae_tiling: false,
+                pixels_blake3: String::new(),
+                latents_blake3: String::new(),
+            };
+            Ok(batch.iter().map(picture).collect())
+        }
+    }
+
+    fn request(prompt: &str, seed: u64) -> GenerateRequest {
+        GenerateRequest::new(prompt, ImageSize::fit(16, 16).unwrap().0, Seed(seed))
+    }
+
+    /// A cluster of fakes, and how often its engine was loaded.
+    async fn cluster() -> (Cluster, Arc<AtomicU32>) {
+        let loads = Arc::new(AtomicU32::new(0));
+        let counted = loads.clone();
+        let load = move || -> Result<Box<dyn Engine>, StartError> {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(Fake))
+        };
+        (Cluster::with_engine(Arc::new(load), 1).await.unwrap(), loads)
+    }
+
+    #[tokio::test]
+    async fn a_job_gives_its_pictures_in_order() {
+        let (cluster, _) = cluster().await;
+        let mut job = cluster.submit(vec![request("a", 5), request("b", 3)]);
+        assert!(matches!(job.next_event().await, Some(StepEvent::TextEncoded { .. })));
+        let seeds: Vec<u64> = job.finish().await.unwrap().iter().map(|p| p.seed.0).collect();
+        assert_eq!(seeds, [5, 3]);
+        cluster.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_its_own_job_only() {
+        let (cluster, loads) = cluster().await;
+        let bad = cluster.submit(vec![request("panic", 0)]);
+        let good = cluster.submit(vec![request("a", 1)]);
+        assert_eq!(bad.finish().await, Err(JobError::Panicked("as asked".into())));
+        assert_eq!(good.finish().await.unwrap().len(), 1);
+        assert_eq!(loads.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_cluster_whose_workers_keep_dying_stops() {
+        let (cluster, loads) = cluster().await;
+        for _ in 0..3 {
+            let job = cluster.submit(vec![request("panic", 0)]);
+            assert!(matches!(job.finish().await, Err(JobError::Panicked(_))));
+        }
+        assert_eq!(cluster.submit(vec![request("a", 0)]).finish().await, Err(JobError::Stopped));
+        assert_eq!(loads.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn cancelling_ends_the_running_job_and_not_the_next() {
+        let (cluster, _) = cluster().await;
+        let running = cluster.submit(vec![request("dawdle", 0)]);
+        let next = cluster.submit(vec![request("a", 0)]);
+        running.canceller().cancel();
+        assert_eq!(running.finish().await, Err(JobError::Cancelled));
+        assert!(next.finish().await.is_ok());
+        // dropping is cancelling
+        drop(cluster.submit(vec![request("dawdle", 0)]));
+        assert!(cluster.submit(vec![request("a", 0)]).finish().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn impossible_batches_are_refused() {
+        let (cluster, _) = cluster().await;
+        assert_eq!(cluster.submit(vec![]).finish().await, Err(JobError::Empty));
+        let mut other = request("b", 0);
+        other.size = ImageSize::fit(32, 16).unwrap().0;
+        assert_eq!(cluster.submit(vec![request("a", 0), other]).finish().await, Err(JobError::Unlike(1)));
+        for bad in [vec![], vec![1.0, f64::NAN], vec![0.0], vec![1.5]] {
+            let mut r = request("a", 0);
+            r.sigmas = Some(bad);
+            assert!(matches!(cluster.submit(vec![r]).finish().await, Err(JobError::Sigmas(_))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_that_cannot_be_loaded_is_told() {
+        let load = || Err(StartError::Panicked("no model".into()));
+        let error = Cluster::with_engine(Arc::new(load), 1).await.err().unwrap();
+        assert!(error.to_string().contains("no model"));
     }
 }

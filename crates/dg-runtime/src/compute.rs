@@ -1,15 +1,37 @@
 //! The compute thread: owns the model, works through one job after the other.
 
-use crate::cluster::{EngineOptions, JobSpec};
+use crate::cluster::JobSpec;
 use crate::logic::queue::JobId;
 use crate::{JobError, StartError};
-use dg_core::StepEvent;
-use dg_flux::watch::Watch;
-use dg_flux::{ModelRepo, Pipeline, PipelineOptions};
+use dg_core::{GenerateRequest, StepEvent};
+use dg_flux::watch::{Cancelled, Watch};
+use dg_flux::{Picture, Pipeline};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// What makes pictures. A [`Pipeline`] is one.
+pub(crate) trait Engine: Send {
+    fn generate(
+        &mut self,
+        batch: &[GenerateRequest],
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Picture>, Cancelled>;
+}
+
+impl Engine for Pipeline {
+    fn generate(
+        &mut self,
+        batch: &[GenerateRequest],
+        watch: &mut dyn Watch,
+    ) -> Result<Vec<Picture>, Cancelled> {
+        Self::generate(self, batch, watch)
+    }
+}
+
+/// Loads an engine, for the first worker and again for each that replaces a lost one.
+pub(crate) type Load = Arc<dyn Fn() -> Result<Box<dyn Engine>, StartError> + Send + Sync>;
 
 /// What the compute thread tells its actor.
 pub(crate) enum Told {
@@ -25,11 +47,10 @@ pub(crate) enum Told {
 
 /// Starts the thread. `tell` runs on it.
 pub(crate) fn start(
-    repo: Arc<ModelRepo>,
-    options: EngineOptions,
+    load: Load,
+    threads: usize,
     tell: impl Fn(Told) + Send + 'static,
 ) -> Result<Sender<JobSpec>, StartError> {
-    let threads = options.threads.get();
     let refused = |reason: String| StartError::Threads { threads, reason };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -39,41 +60,28 @@ pub(crate) fn start(
     let (sender, jobs) = channel();
     std::thread::Builder::new()
         .name("dg-rank0".into())
-        .spawn(move || {
-            let load = || pool.install(|| load(&repo, &options));
-            match catch_unwind(AssertUnwindSafe(load)) {
-                Ok(Ok(pipeline)) => {
-                    tell(Told::Ready);
-                    work(pipeline, &pool, &jobs, &tell);
-                }
-                Ok(Err(e)) => tell(Told::Broken(e)),
-                Err(panic) => tell(Told::Broken(StartError::Panicked(message(&*panic)))),
+        .spawn(move || match catch_unwind(AssertUnwindSafe(|| pool.install(|| load()))) {
+            Ok(Ok(mut engine)) => {
+                tell(Told::Ready);
+                work(&mut *engine, &pool, &jobs, &tell);
             }
+            Ok(Err(e)) => tell(Told::Broken(e)),
+            Err(panic) => tell(Told::Broken(StartError::Panicked(message(&*panic)))),
         })
         .map_err(|e| refused(e.to_string()))?;
     Ok(sender)
 }
 
-fn load(repo: &ModelRepo, options: &EngineOptions) -> Result<Pipeline, StartError> {
-    let options = PipelineOptions {
-        device: dg_flux::cpu(),
-        dtype: options.dtype,
-        time_dtype: options.time_dtype,
-        vae_tiling: options.vae_tiling,
-    };
-    Ok(Pipeline::load(repo, options)?)
-}
-
 /// Until the other end hangs up or a job panics.
-fn work(mut pipeline: Pipeline, pool: &rayon::ThreadPool, jobs: &Receiver<JobSpec>, tell: &impl Fn(Told)) {
+fn work(engine: &mut dyn Engine, pool: &rayon::ThreadPool, jobs: &Receiver<JobSpec>, tell: &impl Fn(Told)) {
     for job in jobs {
         let mut watch = Reporter { job: &job };
-        let run = || pool.install(|| pipeline.generate(&job.batch, &mut watch));
+        let run = || pool.install(|| engine.generate(&job.batch, &mut watch));
         let outcome = catch_unwind(AssertUnwindSafe(run));
         let panicked = outcome.is_err();
         let result = match outcome {
             Ok(Ok(pictures)) => Ok(pictures),
-            Ok(Err(dg_flux::watch::Cancelled)) => Err(JobError::Cancelled),
+            Ok(Err(Cancelled)) => Err(JobError::Cancelled),
             Err(panic) => Err(JobError::Panicked(message(&*panic))),
         };
         let id = job.id;

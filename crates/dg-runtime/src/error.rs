@@ -56,6 +56,9 @@ pub enum JobError {
     /// An empty batch.
     #[error("a batch without requests")]
     Empty,
+    /// Custom noise levels that are none.
+    #[error("sigmas must be 1 to 1000 numbers above 0 and up to 1; not so: {0}")]
+    Sigmas(String),
     /// Too many jobs are waiting.
     #[error("{0} jobs are waiting already")]
     QueueFull(usize),

@@ -1,20 +1,19 @@
 //! The supervisor actor: queues jobs, starts workers, replaces lost ones.
 
-use crate::cluster::{EngineOptions, JobSpec};
+use crate::cluster::JobSpec;
+use crate::compute::Load;
 use crate::logic::queue::{Action, Event, JobId, Queue, WAITING_MAX};
 use crate::worker::{self, Worker};
 use crate::{JobError, StartError};
-use dg_flux::ModelRepo;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use std::collections::HashMap;
-use std::sync::Arc;
 use tokio::sync::oneshot;
 
 pub(crate) struct Supervisor;
 
 pub(crate) struct Arguments {
-    pub(crate) repo: Arc<ModelRepo>,
-    pub(crate) options: EngineOptions,
+    pub(crate) load: Load,
+    pub(crate) threads: usize,
     /// Told once, when the first worker is ready or broken.
     pub(crate) started: oneshot::Sender<Result<(), StartError>>,
 }
@@ -31,8 +30,8 @@ pub(crate) enum Message {
 }
 
 pub(crate) struct State {
-    repo: Arc<ModelRepo>,
-    options: EngineOptions,
+    load: Load,
+    threads: usize,
     started: Option<oneshot::Sender<Result<(), StartError>>>,
     queue: Queue,
     waiting: HashMap<JobId, JobSpec>,
@@ -50,8 +49,8 @@ impl Actor for Supervisor {
         args: Arguments,
     ) -> Result<State, ActorProcessingErr> {
         let mut state = State {
-            repo: args.repo,
-            options: args.options,
+            load: args.load,
+            threads: args.threads,
             started: Some(args.started),
             queue: Queue::default(),
             waiting: HashMap::new(),
@@ -123,11 +122,8 @@ impl State {
     }
 
     async fn spawn_worker(&mut self, myself: &ActorRef<Message>) -> Result<(), ActorProcessingErr> {
-        let args = worker::Arguments {
-            repo: self.repo.clone(),
-            options: self.options.clone(),
-            supervisor: myself.clone(),
-        };
+        let args =
+            worker::Arguments { load: self.load.clone(), threads: self.threads, supervisor: myself.clone() };
         let (worker, _) = Actor::spawn_linked(None, Worker, args, myself.get_cell()).await?;
         self.worker = Some(worker);
         Ok(())

@@ -1,18 +1,16 @@
 //! The worker actor of one rank: between the supervisor and the compute thread.
 
-use crate::cluster::{EngineOptions, JobSpec};
-use crate::compute::{self, Told};
+use crate::cluster::JobSpec;
+use crate::compute::{self, Load, Told};
 use crate::supervisor;
-use dg_flux::ModelRepo;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 pub(crate) struct Worker;
 
 pub(crate) struct Arguments {
-    pub(crate) repo: Arc<ModelRepo>,
-    pub(crate) options: EngineOptions,
+    pub(crate) load: Load,
+    pub(crate) threads: usize,
     pub(crate) supervisor: ActorRef<supervisor::Message>,
 }
 
@@ -40,7 +38,7 @@ impl Actor for Worker {
     ) -> Result<State, ActorProcessingErr> {
         // the actor may be gone by the time the thread speaks: then nobody needs to know
         let tell = move |told| drop(myself.cast(Message::Told(told)));
-        let jobs = compute::start(args.repo, args.options, tell)?;
+        let jobs = compute::start(args.load, args.threads, tell)?;
         Ok(State { jobs, supervisor: args.supervisor })
     }
 

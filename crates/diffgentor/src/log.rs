@@ -39,7 +39,8 @@ pub(crate) fn start(settings: &Settings, verbose: u8, filter: Option<Targets>) {
         _ => LevelFilter::TRACE,
     };
     let filter = filter.unwrap_or_else(|| Targets::new().with_default(level));
-    let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(|| Stderr);
+    let json =
+        tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).with_writer(|| Stderr);
     let text = tracing_subscriber::fmt::layer().event_format(Plain).with_writer(|| Stderr);
     let registry = tracing_subscriber::registry().with(filter);
     // a second start keeps the first one's subscriber
@@ -69,6 +70,15 @@ pub(crate) fn warn_once(message: impl Into<String>) {
     if WARNED.lock().is_ok_and(|mut seen| seen.insert(message.clone())) {
         tracing::warn!("{message}");
     }
+}
+
+/// Progress, and what the user left open: no warning, and shown whatever the level.
+pub(crate) fn note(message: &str) {
+    let text = match FORM.get() {
+        Some(Form::Json) => serde_json::json!({"level": "INFO", "message": message}).to_string(),
+        _ => message.to_string(),
+    };
+    let _ = above_bars(|| writeln!(std::io::stderr().lock(), "{text}"));
 }
 
 /// One error, then what to do about it.

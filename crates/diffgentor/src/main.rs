@@ -3,10 +3,10 @@
 //! # Layout
 //! - `args`, `normalise`, `original`: the command line
 //! - `setup`, `config_show`: settings and where they come from
-//! - `models`, `known`: names of models → opened models
+//! - `models`, `hub`, `known`: names of models → opened models
 //! - `prompts`, `names`, `plan`: prompts → requests, file names and batches; no IO but reading
 //! - `engine`: the one door to the runtime
-//! - `run`, `batches`, `output`, `progress`, `report`, `signals`: doing it
+//! - `prepare`, `run`, `batches`, `output`, `progress`, `report`, `signals`: doing it
 //! - `machine`, `doctor`: what this machine has
 //! - `docs`: man pages, completions and `docs/cli.md` from the same definitions as `--help`
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ mod doctor;
 mod dry_run;
 mod engine;
 mod failure;
+mod hub;
 mod known;
 mod log;
 mod machine;
@@ -28,6 +29,7 @@ mod normalise;
 mod original;
 mod output;
 mod plan;
+mod prepare;
 mod progress;
 mod prompts;
 mod report;

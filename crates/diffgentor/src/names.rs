@@ -38,7 +38,8 @@ pub(crate) fn check(name: &str) -> Result<(), String> {
         return refuse("is too long");
     }
     let stem = name.split('.').next().unwrap_or("").to_ascii_uppercase();
-    let numbered = |s: &str| s.len() == 4 && matches!(&s[..3], "COM" | "LPT") && s.as_bytes()[3].is_ascii_digit();
+    let numbered =
+        |s: &str| s.len() == 4 && matches!(&s[..3], "COM" | "LPT") && s.as_bytes()[3].is_ascii_digit();
     if matches!(stem.as_str(), "CON" | "PRN" | "AUX" | "NUL") || (stem.is_ascii() && numbered(&stem)) {
         return refuse("is reserved on some systems");
     }
@@ -79,8 +80,22 @@ mod tests {
     #[test]
     fn no_name_leaves_the_folder() {
         for bad in [
-            "", " ", "a/b", "../x", "..", ".", "/etc/passwd", "a\\b", "C:x", ".hidden", "a\0b", "a\nb", "nul",
-            "COM1.txt", "x.", &"é".repeat(150),
+            "",
+            " ",
+            "a/b",
+            "../x",
+            "..",
+            ".",
+            "/etc/passwd",
+            "a\\b",
+            "C:x",
+            ".hidden",
+            "a\0b",
+            "a\nb",
+            "nul",
+            "COM1.txt",
+            "x.",
+            &"é".repeat(150),
         ] {
             assert!(check(bad).is_err(), "{bad:?}");
         }

@@ -90,7 +90,11 @@ pub(crate) fn plan(
                 plan.warn_alias(seed, alias);
             }
             let any_seed = base.drawn && own_seed.is_none();
-            plan.pictures.push(Planned { file, request: GenerateRequest { seed, ..request.clone() }, any_seed });
+            plan.pictures.push(Planned {
+                file,
+                request: GenerateRequest { seed, ..request.clone() },
+                any_seed,
+            });
         }
     }
     if errors.is_empty() { Ok(plan) } else { Err(errors) }
@@ -102,7 +106,8 @@ impl Plan {
         let about_seed = |w: &String| w.starts_with(SEED_WARNING);
         if !self.warnings.iter().any(about_seed) {
             let rule = "seeds count modulo 2^32";
-            self.warnings.insert(format!("{SEED_WARNING}{} gives the same noise as seed {alias}: {rule}", seed.0));
+            self.warnings
+                .insert(format!("{SEED_WARNING}{} gives the same noise as seed {alias}: {rule}", seed.0));
         }
     }
 }
@@ -148,16 +153,19 @@ fn request(
         Some(Value::Number(x)) => *x,
         _ => settings.number(key),
     };
+    let flagged = |key| settings.origin(key) == Some(&Origin::Flag);
+    let kept = |key: Key| template.filter(|_| !flagged(key));
     let negative = match own(Key::NegativePrompt) {
         Some(Value::Text(text)) => Some(text.clone()),
-        _ => settings.text(Key::NegativePrompt).map(Into::into),
+        _ => match kept(Key::NegativePrompt) {
+            Some(recorded) => recorded.negative_prompt.clone(),
+            None => settings.text(Key::NegativePrompt).map(Into::into),
+        },
     };
     let (size, rounded) =
         ImageSize::fit(integer(Key::Width), integer(Key::Height)).map_err(|e: BadSize| e.to_string())?;
     warnings.extend(rounded.map(|r| r.to_string()));
     let bad = |e: BadNumber| e.to_string();
-    let flagged = |key| settings.origin(key) == Some(&Origin::Flag);
-    let kept = |key: Key| template.filter(|_| !flagged(key));
     Ok(GenerateRequest {
         prompt: row.prompt.clone(),
         prompt_2: kept(Key::Prompt).and_then(|t| t.prompt_2.clone()),
@@ -209,7 +217,8 @@ mod tests {
     #[test]
     fn rows_override_settings() {
         let s = settings(&[(Key::Height, "64"), (Key::NegativePrompt, "n")]);
-        let plan = make(&[row(1, &[(Key::Height, "100"), (Key::GuidanceScale, "2")]), row(2, &[])], &s, false);
+        let plan =
+            make(&[row(1, &[(Key::Height, "100"), (Key::GuidanceScale, "2")]), row(2, &[])], &s, false);
         let (a, b) = (&plan.pictures[0].request, &plan.pictures[1].request);
         assert_eq!((a.size.height(), b.size.height()), (96, 64));
         assert_eq!((a.guidance_scale.value(), b.guidance_scale.value()), (2.0, 3.5));
@@ -220,7 +229,14 @@ mod tests {
     #[test]
     fn duplicate_names_are_all_reported() {
         let named = |line, name: &str| Row { name: Some(name.into()), ..row(line, &[]) };
-        let rows = [named(1, "a"), named(2, "a.png"), named(5, "b"), named(9, "a"), named(10, "000005"), row(11, &[])];
+        let rows = [
+            named(1, "a"),
+            named(2, "a.png"),
+            named(5, "b"),
+            named(9, "a"),
+            named(10, "000005"),
+            row(11, &[]),
+        ];
         let e = file_names(&rows, &settings(&[])).unwrap_err();
         assert_eq!(e.iter().map(|e| e.line).collect::<Vec<_>>(), [2, 9, 11]);
         assert!(e[0].message.contains("line 1"), "{}", e[0].message);

@@ -3,7 +3,7 @@
 use crate::log;
 use dg_core::StepEvent;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Shows how far a run is.
@@ -48,7 +48,7 @@ impl Progress {
                 steps.enable_steady_tick(Duration::from_millis(100));
                 steps.set_message(what.to_string());
             }
-            Form::Lines => line(what),
+            Form::Lines => log::note(what),
             Form::Silent => (),
         }
     }
@@ -63,7 +63,7 @@ impl Progress {
                 bar.set_length(steps as u64);
                 bar.set_message(format!("{head}: reading the prompt"));
             }
-            Form::Lines => line(&format!("{head}: start")),
+            Form::Lines => log::note(&format!("{head}: start")),
             Form::Silent => (),
         }
     }
@@ -87,7 +87,7 @@ impl Progress {
                 bar.set_message(format!("{head}: {text}{decoding}"));
             }
             Form::Lines if self.batch.throttle.due(*step, self.batch.steps, Instant::now()) => {
-                line(&format!("{head}: {text}"));
+                log::note(&format!("{head}: {text}"));
             }
             Form::Lines | Form::Silent => (),
         }
@@ -109,7 +109,11 @@ impl Progress {
     }
 
     fn head(&self) -> String {
-        let images = if self.batch.pictures > 1 { format!(" ({} pictures)", self.batch.pictures) } else { String::new() };
+        let images = if self.batch.pictures > 1 {
+            format!(" ({} pictures)", self.batch.pictures)
+        } else {
+            String::new()
+        };
         match self.pictures {
             1 => "picture".into(),
             _ => format!("batch {}/{}{images}", self.batch.number, self.batches),
@@ -139,9 +143,7 @@ impl Throttle {
         let tenth = done * 10 / total.max(1);
         let last = *self.last.get_or_insert(now);
         let waited = now.duration_since(last);
-        let due = done == total
-            || waited >= LINE_PAUSE
-            || tenth > self.tenth && waited >= LINE_PAUSE_MIN;
+        let due = done == total || waited >= LINE_PAUSE || tenth > self.tenth && waited >= LINE_PAUSE_MIN;
         if due {
             self.last = Some(now);
         }
@@ -161,11 +163,6 @@ fn bars(pictures: usize) -> Form {
     let steps = all.add(ProgressBar::new(1));
     steps.set_style(style("{bar:30.cyan} {msg}"));
     Form::Bars { pictures: overall, steps }
-}
-
-fn line(text: &str) {
-    // nobody reads standard error: progress is then pointless
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// `95 s`, `12 min`, `3.4 h`.
@@ -190,7 +187,9 @@ mod tests {
         let start = Instant::now();
         let shown = |step_ms: u64| {
             let mut throttle = Throttle::default();
-            (1..=100).filter(|i| throttle.due(*i, 100, start + Duration::from_millis(step_ms) * *i as u32)).count()
+            (1..=100)
+                .filter(|i| throttle.due(*i, 100, start + Duration::from_millis(step_ms) * *i as u32))
+                .count()
         };
         assert_eq!(shown(1), 1);
         assert!((9..=11).contains(&shown(100)), "{}", shown(100));

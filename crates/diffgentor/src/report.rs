@@ -45,7 +45,7 @@ impl Recorder {
         match event {
             StepEvent::TextEncoded { seconds: s, .. } => seconds.text += s,
             StepEvent::Step { seconds: s, .. } => {
-                seconds.first_step.get_or_insert(self.start.elapsed().as_secs_f64());
+                seconds.first_step.get_or_insert_with(|| self.start.elapsed().as_secs_f64());
                 seconds.steps.push(*s);
             }
             StepEvent::Decoded { seconds: s, .. } => seconds.decode += s,

@@ -1,7 +1,7 @@
 //! CSV with a header. An empty cell is an absent value.
 
 use super::{Column, Draft, Parsed, RowError, column, misspelt};
-use ::csv::{ReaderBuilder, StringRecord};
+use ::csv::{Position, ReaderBuilder, StringRecord};
 
 pub(super) fn parse(text: &str, name_column: &str) -> Parsed {
     let mut parsed = Parsed::default();
@@ -21,11 +21,15 @@ pub(super) fn parse(text: &str, name_column: &str) -> Parsed {
         parsed.errors.push(RowError { line: 1, message: "the header has no column `prompt`".into() });
         return parsed;
     }
+    let mut lines = Lines { text, offset: 0, line: 1 };
     for record in records {
         match record {
-            Ok(record) => row(&record, &columns, &mut parsed),
+            Ok(record) => {
+                let line = lines.at(record.position());
+                row(&record, line, &columns, &mut parsed);
+            }
             Err(e) => {
-                let line = e.position().map_or(0, |p| p.line() as usize);
+                let line = lines.at(e.position());
                 parsed.errors.push(RowError { line, message: e.to_string() });
             }
         }
@@ -33,8 +37,26 @@ pub(super) fn parse(text: &str, name_column: &str) -> Parsed {
     parsed
 }
 
-fn row(record: &StringRecord, columns: &[Column], parsed: &mut Parsed) {
-    let line = record.position().map_or(0, |p| p.line() as usize);
+/// Lines of growing offsets. The reader's own count is one short after CRLF.
+struct Lines<'a> {
+    text: &'a str,
+    offset: usize,
+    line: usize,
+}
+
+impl Lines<'_> {
+    fn at(&mut self, position: Option<&Position>) -> usize {
+        let bytes = self.text.as_bytes();
+        let start = position.map_or(self.offset, |p| p.byte() as usize).clamp(self.offset, bytes.len());
+        // the record begins behind the line ends that the reader has not skipped yet
+        let end = start + bytes[start..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        self.line += bytes[self.offset..end].iter().filter(|b| **b == b'\n').count();
+        self.offset = end;
+        self.line
+    }
+}
+
+fn row(record: &StringRecord, line: usize, columns: &[Column], parsed: &mut Parsed) {
     let mut draft = Draft::default();
     if record.len() != columns.len() {
         draft.faults.push(format!("{} cells, but the header has {}", record.len(), columns.len()));

@@ -136,7 +136,9 @@ impl<'a> Reader<'a> {
             }
             (Column::Setting(_) | Column::Name, Value::Null) => (),
             (_, Value::String(text)) if text_wanted => draft.take(column, text),
-            (Column::Name | Column::Setting(_), Value::Number(n)) if !text_wanted || column == Column::Name => {
+            (Column::Name | Column::Setting(_), Value::Number(n))
+                if !text_wanted || column == Column::Name =>
+            {
                 draft.take(column, &n.to_string());
             }
             (_, other) => {
@@ -178,27 +180,41 @@ mod tests {
         assert_eq!(parsed.rows[0].name.as_deref(), Some("x"));
         let mut overrides = parsed.rows[0].overrides.clone();
         overrides.sort_by_key(|(key, _)| *key);
-        assert_eq!(overrides, [(Key::Height, Setting::Integer(64)), (Key::GuidanceScale, Setting::Number(2.0))]);
+        assert_eq!(
+            overrides,
+            [(Key::Height, Setting::Integer(64)), (Key::GuidanceScale, Setting::Number(2.0))]
+        );
         assert_eq!(parsed.rows[2].overrides, [(Key::NegativePrompt, Setting::Text("n".into()))]);
         assert_eq!(lines(text, "id").rows[0].name.as_deref(), Some("3"));
     }
 
     #[test]
     fn all_bad_lines_are_reported() {
-        let text = "{\"prompt\": 3}\n{\n{\"height\": \"64\"}\n7\n{\"prompt\": \"a\", \"width\": 0, \"seed\": -1}\n";
+        let text =
+            "{\"prompt\": 3}\n{\n{\"height\": \"64\"}\n7\n{\"prompt\": \"a\", \"width\": 0, \"seed\": -1}\n";
         let parsed = lines(text, "name");
         assert_eq!(parsed.errors.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         let all = format!("{:?}", parsed.errors);
-        for expect in ["prompt must be text, not `3`", "not JSON", "height must be a number", "no prompt", "width does", "seed does"]
-        {
+        for expect in [
+            "prompt must be text, not `3`",
+            "not JSON",
+            "height must be a number",
+            "no prompt",
+            "width does",
+            "seed does",
+        ] {
             assert!(all.contains(expect), "{expect} in {all}");
         }
     }
 
     #[test]
     fn arrays_know_their_lines() {
-        let parsed = array("[\"a\",\n {\"prompt\":\n  \"b\"},\n {\"prompt\": \"c\", \"width\": 1}\n]\n", "name");
-        assert_eq!(parsed.rows.iter().map(|r| (r.line, r.prompt.as_str())).collect::<Vec<_>>(), [(1, "a"), (2, "b")]);
+        let parsed =
+            array("[\"a\",\n {\"prompt\":\n  \"b\"},\n {\"prompt\": \"c\", \"width\": 1}\n]\n", "name");
+        assert_eq!(
+            parsed.rows.iter().map(|r| (r.line, r.prompt.as_str())).collect::<Vec<_>>(),
+            [(1, "a"), (2, "b")]
+        );
         assert_eq!(parsed.errors[0].line, 4);
         assert!(array("[]", "name") == Parsed::default());
         for (bad, line) in [

@@ -1,0 +1,138 @@
+"""Ours against diffusers on PyTorch CPU: same weights, same shapes, same threads, interleaved.
+
+    cargo build --release -p dg-bench -p diffgentor
+    target/release/dg-bench make bench-model
+    python crates/dg-bench/peer.py --model bench-model [--threads 2] [--repeats 5] [dit vae text attention e2e]
+
+Needs torch, diffusers and transformers in the Python that runs it. Prints one JSON line per
+benchmark and a table: medians of wall and CPU seconds, and ours / diffusers. A run of ours and one
+of diffusers alternate, so that what else the machine does meets both.
+"""
+import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time
+
+PARTS = ("attention", "dit", "vae", "text", "e2e")
+
+
+def arguments():
+    p = argparse.ArgumentParser()
+    p.add_argument("parts", nargs="*", default=list(PARTS))
+    p.add_argument("--model", default="bench-model")
+    p.add_argument("--bin", default="target/release")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--attention", default="24x128x4608,8x128x1536,4x32x200", help="heads x head dim x tokens")
+    p.add_argument("--e2e_model", help="a small model folder for the cold start, tests/data/tiny-dev for instance")
+    return p.parse_args()
+
+
+def ours(a, part, *more):
+    command = [os.path.join(a.bin, "dg-bench"), part, "--threads", str(a.threads), "--repeats", "1", "--warm-up", "1"]
+    out = json.loads(subprocess.run(command + list(more), check=True, capture_output=True, text=True).stdout)
+    return out["wall_s"]["median"], out["cpu_s"]["median"], out
+
+
+def timed(work):
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def compare(a, name, our_run, peer_run):
+    """Alternates and prints medians."""
+    peer_run()
+    rows = {"ours": [], "peer": []}
+    for _ in range(a.repeats):
+        wall, cpu, facts = our_run()
+        rows["ours"].append((wall, cpu))
+        rows["peer"].append(timed(peer_run))
+    median = {k: [statistics.median(x[i] for x in v) for i in (0, 1)] for k, v in rows.items()}
+    line = {
+        "bench": name, "threads": a.threads, "cpu": facts.get("cpu"), "kernels": facts.get("kernels"),
+        "ours_wall_s": median["ours"][0], "peer_wall_s": median["peer"][0],
+        "ours_cpu_s": median["ours"][1], "peer_cpu_s": median["peer"][1],
+        "wall_ratio": median["ours"][0] / median["peer"][0], "cpu_ratio": median["ours"][1] / median["peer"][1],
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def main():
+    a = arguments()
+    import torch
+    torch.set_num_threads(a.threads)
+    torch.set_grad_enabled(False)
+    lines = []
+    part = lambda name: os.path.join(a.model, name)
+    if "attention" in a.parts:
+        for shape in a.attention.split(","):
+            h, d, n = (int(x) for x in shape.split("x"))
+            q, k, v = (torch.randn(1, h, n, d) for _ in range(3))
+            peer = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            run = lambda: ours(a, "attention", "--heads", str(h), "--head-dim", str(d), "--tokens", str(n))
+            lines.append(compare(a, f"attention {shape}", run, peer))
+    if "dit" in a.parts:
+        from diffusers import FluxTransformer2DModel
+        model = FluxTransformer2DModel.from_pretrained(part("transformer"), torch_dtype=torch.float32).eval()
+        n, t, side = 1024, 512, 32
+        ids = torch.tensor([[0.0, i // side, i % side] for i in range(n)])
+        inputs = dict(hidden_states=torch.randn(1, n, 64), encoder_hidden_states=torch.randn(1, t, 512),
+                      pooled_projections=torch.randn(1, 768), timestep=torch.tensor([0.8]),
+                      guidance=torch.tensor([3.5]), img_ids=ids, txt_ids=torch.zeros(t, 3), return_dict=False)
+        lines.append(compare(a, "dit 1024 + 512 tokens", lambda: ours(a, "dit", "--model", a.model), lambda: model(**inputs)))
+    if "vae" in a.parts:
+        from diffusers import AutoencoderKL
+        vae = AutoencoderKL.from_pretrained(part("vae"), torch_dtype=torch.float32).eval()
+        z = torch.randn(1, 16, 64, 64)
+        lines.append(compare(a, "vae 512x512", lambda: ours(a, "vae", "--model", a.model), lambda: vae.decode(z)))
+    if "text" in a.parts:
+        from transformers import CLIPTextModel, T5EncoderModel
+        clip = CLIPTextModel.from_pretrained(part("text_encoder"), torch_dtype=torch.float32).eval()
+        t5 = T5EncoderModel.from_pretrained(part("text_encoder_2"), torch_dtype=torch.float32).eval()
+        ids = lambda n: torch.tensor([[i * 7919 % 1000 for i in range(n)]])
+        peer = lambda: (clip(ids(77)), t5(ids(512)))
+        lines.append(compare(a, "text 77 + 512 tokens", lambda: ours(a, "text", "--model", a.model), peer))
+    if "e2e" in a.parts and a.e2e_model:
+        lines.append(cold(a))
+    table(lines)
+
+
+PIPELINE = """
+import sys, torch
+torch.set_num_threads(int(sys.argv[2]))
+from diffusers import FluxPipeline
+p = FluxPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+p.set_progress_bar_config(disable=True)
+p("two porcelain teacups on a wooden table", height=512, width=512, num_inference_steps=4,
+  generator=torch.Generator("cpu").manual_seed(0)).images[0].save(sys.argv[3])
+"""
+
+
+def cold(a):
+    """From exec to the picture on disk, both in fresh processes."""
+    folder = tempfile.mkdtemp()
+    def peer():
+        subprocess.run([sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png")],
+                       check=True, capture_output=True)
+    def run():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.perf_counter()
+        subprocess.run([os.path.join(a.bin, "diffgentor"), "t2i", "--model_name", a.e2e_model, "--no_resume", "--quiet",
+                        "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", "512",
+                        "--width", "512", "--num_inference_steps", "4", "--threads", str(a.threads),
+                        "--output_dir", folder], check=True, capture_output=True)
+        wall = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, {}
+    return compare(a, "cold start to picture, 512x512, 4 steps", run, peer)
+
+
+def table(lines):
+    print("\n| work | threads | ours wall s | diffusers wall s | ratio | ours CPU s | diffusers CPU s | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for l in lines:
+        print("| {bench} | {threads} | {ours_wall_s:.3f} | {peer_wall_s:.3f} | {wall_ratio:.2f} | {ours_cpu_s:.3f} "
+              "| {peer_cpu_s:.3f} | {cpu_ratio:.2f} |".format(**l))
+
+
+if __name__ == "__main__":
+    main()

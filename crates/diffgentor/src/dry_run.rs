@@ -1,0 +1,57 @@
+//! `--dry_run`: what would be done.
+
+use crate::output::printer::print;
+use crate::prepare::Prepared;
+use crate::{machine, plan};
+use dg_config::Key;
+use dg_core::ExitCode;
+use serde_json::json;
+
+/// Prints the plan.
+pub(crate) fn show(p: &Prepared) -> ExitCode {
+    let todo = p.todo();
+    let batches = plan::batches(&p.plan.pictures, &todo, p.batch_size()).len();
+    let (need, have) = (p.need, machine::memory());
+    let id = &p.model;
+    if p.settings.switch(Key::Json) {
+        let files = (0..p.plan.pictures.len()).map(|i| {
+            let request = &p.plan.pictures[i].request;
+            json!({
+                "path": p.path(i), "seed": request.seed, "size": request.size.to_string(),
+                "skipped": p.finished[i].is_some(),
+            })
+        });
+        let files: Vec<_> = files.collect();
+        let plan = json!({
+            "model": id.id, "hash": id.hash, "dtype": p.options.dtype, "threads": p.options.threads,
+            "batches": batches, "weight_bytes": need.weights, "activation_bytes": need.activations,
+            "available_bytes": have.map(|m| m.available), "files": files,
+        });
+        print(&plan.to_string());
+        return ExitCode::Ok;
+    }
+    let have = have.map_or_else(|| "unknown".into(), |m| machine::bytes(m.available));
+    let mut lines = vec![
+        format!("model      {} ({:.12})", id.id, id.hash),
+        format!("dtype      {}, {} threads", p.options.dtype, p.options.threads),
+        format!(
+            "memory     {} needed ({} weights + {} activations), {have} free",
+            machine::bytes(need.total()),
+            machine::bytes(need.weights),
+            machine::bytes(need.activations)
+        ),
+        format!(
+            "pictures   {} to make in {batches} batches, {} finished",
+            todo.len(),
+            p.finished.len() - todo.len()
+        ),
+    ];
+    lines.extend(p.plan.pictures.iter().enumerate().map(|(i, picture)| {
+        let r = &picture.request;
+        let skipped = if p.finished[i].is_some() { ", finished" } else { "" };
+        let seed = if picture.any_seed { "random".into() } else { r.seed.0.to_string() };
+        format!("{}  {}, {} steps, seed {seed}{skipped}", p.path(i).display(), r.size, r.steps())
+    }));
+    print(&lines.join("\n"));
+    ExitCode::Ok
+}

@@ -1,0 +1,280 @@
+//! From settings to a plan that can run: input, model, requests, what is finished already.
+
+use crate::engine::{self, EngineOptions, MemoryNeed};
+use crate::failure::Failure;
+use crate::hub::HubAsk;
+use crate::output::resume::{self, Finished, Wanted};
+use crate::output::{decode, write};
+use crate::plan::{self, BaseSeed, Plan};
+use crate::prompts::{self, Row, RowError};
+use crate::{log, machine, models, setup};
+use dg_config::{Key, Layers, Origin, Settings};
+use dg_core::{GenerateRequest, ModelId, Recipe, Seed};
+use dg_flux::ModelRepo;
+use std::path::{Path, PathBuf};
+
+/// Everything that is decided before the model is loaded, without the model itself.
+pub(crate) struct Prepared {
+    /// All settings, the model's own defaults included.
+    pub(crate) settings: Settings,
+    /// The model.
+    pub(crate) model: ModelId,
+    /// What the pictures to make will need.
+    pub(crate) need: MemoryNeed,
+    /// How it will compute.
+    pub(crate) options: EngineOptions,
+    /// What to make.
+    pub(crate) plan: Plan,
+    /// What is there already, by picture.
+    pub(crate) finished: Vec<Option<Finished>>,
+    /// Where the pictures go.
+    pub(crate) folder: PathBuf,
+    /// Where the seeds begin.
+    pub(crate) base: BaseSeed,
+}
+
+/// What pictures are made from.
+enum Input {
+    Prompt(String),
+    File(String),
+    Picture(String, Box<Recipe>),
+}
+
+/// Decides everything; reads files, writes nothing but the removal of stale temporary files.
+pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failure> {
+    let settings = layers.resolve();
+    setup::refuse_unplanned(&settings)?;
+    let input = input(&settings)?;
+    if let Input::Picture(_, recipe) = &input {
+        layers.add_picture(recipe);
+    }
+    let settings = layers.resolve();
+    let rows = rows(&input, &settings)?;
+    let files = plan::file_names(&rows, &settings).map_err(|e| refuse(&input, &e))?;
+    let repo = model(&input, &settings)?;
+    let guidance = repo.shape().transformer.guidance_embeds;
+    layers.add_model(guidance, repo.defaults()).map_err(|e| {
+        Failure::config(format!("model {}: {e}", repo.id().id)).hint("correct the file, or remove it")
+    })?;
+    let settings = layers.resolve();
+    let base = base_seed(&settings)?;
+    let template = match &input {
+        Input::Picture(_, recipe) => Some(&recipe.request),
+        _ => None,
+    };
+    let plan = plan::plan(&rows, files, &settings, base, template).map_err(|e| refuse(&input, &e))?;
+    plan.warnings.iter().for_each(log::warn_once);
+    warn_idle(&settings, &repo);
+    let options = engine::options(
+        setup::dtype(&settings),
+        setup::time_dtype(&settings),
+        setup::threads(&settings),
+        settings.switch_if_any(Key::EnableVaeTiling),
+    );
+    let folder = PathBuf::from(settings.text(Key::OutputDir).unwrap_or("output"));
+    let (model, need) = (repo.id().clone(), MemoryNeed::default());
+    let mut prepared = Prepared { settings, model, need, options, plan, finished: Vec::new(), folder, base };
+    prepared.finished = prepared.look_for_finished(&repo);
+    prepared.need = prepared.estimate(&repo);
+    Ok((prepared, repo))
+}
+
+impl Prepared {
+    /// Positions of the pictures that must be made.
+    pub(crate) fn todo(&self) -> Vec<usize> {
+        (0..self.plan.pictures.len()).filter(|i| self.finished[*i].is_none()).collect()
+    }
+
+    /// The file of a picture.
+    pub(crate) fn path(&self, picture: usize) -> PathBuf {
+        self.folder.join(&self.plan.pictures[picture].file)
+    }
+
+    /// What determines the pixels of a picture.
+    pub(crate) fn recipe(&self, request: &GenerateRequest, vae_tiling: bool) -> Recipe {
+        Recipe {
+            request: request.clone(),
+            model: self.model.clone(),
+            dtype: self.options.dtype,
+            time_dtype: self.options.time_dtype,
+            vae_tiling,
+        }
+    }
+
+    /// Most pictures that are computed together.
+    pub(crate) fn batch_size(&self) -> usize {
+        self.settings.integer(Key::BatchSize) as usize
+    }
+
+    /// Refuses a run for which the memory is too small.
+    pub(crate) fn check_memory(&self) -> Result<(), Failure> {
+        let (need, Some(have)) = (self.need, machine::memory()) else { return Ok(()) };
+        if need.total() <= have.available {
+            return Ok(());
+        }
+        let limit = match have.limit {
+            machine::Limit::System => "",
+            machine::Limit::ControlGroup => " in this control group",
+        };
+        let message = format!(
+            "not enough memory: about {} needed ({} weights + {} activations), {} free{limit}",
+            machine::bytes(need.total()),
+            machine::bytes(need.weights),
+            machine::bytes(need.activations),
+            machine::bytes(have.available),
+        );
+        if self.settings.switch(Key::Force) {
+            log::warn_once(message);
+            return Ok(());
+        }
+        Err(Failure::infeasible(message).hint(
+            "use a smaller --batch_size or picture, --dtype bfloat16 or --enable_vae_tiling, or try anyway with --force",
+        ))
+    }
+
+    fn estimate(&self, repo: &ModelRepo) -> MemoryNeed {
+        let requests = self.todo().into_iter().map(|i| self.plan.pictures[i].request.clone());
+        engine::need(repo, &self.options, &requests.collect::<Vec<_>>(), self.batch_size())
+    }
+
+    fn look_for_finished(&self, repo: &ModelRepo) -> Vec<Option<Finished>> {
+        let pictures = &self.plan.pictures;
+        if self.settings.switch(Key::NoResume) || !self.folder.is_dir() {
+            return vec![None; pictures.len()];
+        }
+        let recorded = !self.settings.switch(Key::NoMetadata);
+        let wanted = |(i, p): (usize, &plan::Planned)| {
+            let tiling = engine::tiles(repo, p.request.size, self.options.vae_tiling);
+            let recipe = self.recipe(&p.request, tiling);
+            Wanted { path: self.path(i), recipe, any_seed: p.any_seed, recorded }
+        };
+        let wanted: Vec<Wanted> = pictures.iter().enumerate().map(wanted).collect();
+        resume::finished(&wanted, machine::physical_cores().get())
+    }
+}
+
+/// Makes the folder of the pictures and removes what killed runs left in it.
+pub(crate) fn make_folder(folder: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder).map_err(|e| {
+        let message = format!("cannot make the folder {}: {e}", folder.display());
+        let failure = match e.kind() {
+            std::io::ErrorKind::StorageFull => Failure::failed(message),
+            _ => Failure::config(message),
+        };
+        failure.hint("check --output_dir")
+    })?;
+    let swept = write::sweep(folder);
+    if swept > 0 {
+        tracing::info!("{swept} temporary files of a killed run removed from {}", folder.display());
+    }
+    Ok(())
+}
+
+/// What was asked for. Flags make the environment's inputs moot; a prompt may stand beside a picture.
+fn input(settings: &Settings) -> Result<Input, Failure> {
+    let keys = [Key::Prompt, Key::PromptsFile, Key::FromImage];
+    let by_flag = keys.iter().any(|key| settings.origin(*key) == Some(&Origin::Flag));
+    let given = |key: Key| {
+        let counts = !by_flag || settings.origin(key) == Some(&Origin::Flag);
+        settings.text(key).filter(|_| counts).map(str::to_string)
+    };
+    match keys.map(given) {
+        [None, None, None] => {
+            Err(Failure::usage("no prompt")
+                .hint("give --prompt TEXT, --prompts_file FILE or --from_image FILE"))
+        }
+        [Some(_), Some(_), _] => {
+            Err(Failure::usage("--prompt and --prompts_file exclude each other")
+                .hint("leave one of them out"))
+        }
+        [_, Some(_), Some(_)] => Err(Failure::usage("--from_image and --prompts_file exclude each other")
+            .hint("leave one of them out")),
+        [_, None, Some(path)] => {
+            let recipe = recorded(&path)?;
+            Ok(Input::Picture(path, Box::new(recipe)))
+        }
+        [None, Some(path), None] => Ok(Input::File(path)),
+        [Some(prompt), None, None] => Ok(Input::Prompt(prompt)),
+    }
+}
+
+fn recorded(path: &str) -> Result<Recipe, Failure> {
+    let picture = decode::read(Path::new(path)).map_err(|e| {
+        Failure::config(format!("picture {path}: {e}")).hint("give a picture that this program made")
+    })?;
+    let record = picture.record.ok_or_else(|| {
+        Failure::config(format!("picture {path} does not record how it was made"))
+            .hint("only pictures that this program made without --no_metadata can be made again")
+    })?;
+    Ok(record.recipe)
+}
+
+fn rows(input: &Input, settings: &Settings) -> Result<Vec<Row>, Failure> {
+    match input {
+        Input::File(path) => prompts::read(path, settings.text(Key::OutputNameColumn).unwrap_or("name")),
+        Input::Prompt(prompt) => Ok(vec![Row { prompt: prompt.clone(), ..Row::default() }]),
+        Input::Picture(..) => {
+            Ok(vec![Row { prompt: settings.text(Key::Prompt).unwrap_or_default().into(), ..Row::default() }])
+        }
+    }
+}
+
+fn refuse(input: &Input, errors: &[RowError]) -> Failure {
+    match (input, errors) {
+        (Input::File(path), _) => prompts::refuse_rows(path, errors),
+        (_, errors) => {
+            let messages: Vec<&str> = errors.iter().map(|e| e.message.as_str()).collect();
+            Failure::usage(messages.join("; ")).hint("see `diffgentor t2i --help`")
+        }
+    }
+}
+
+fn model(input: &Input, settings: &Settings) -> Result<ModelRepo, Failure> {
+    let dry = settings.switch(Key::DryRun);
+    let ask = HubAsk {
+        revision: settings.text(Key::Revision),
+        // a dry run downloads nothing
+        local_files_only: settings.switch(Key::LocalFilesOnly) || dry,
+        silent: settings.switch(Key::Quiet) || settings.switch(Key::NoProgress),
+    };
+    let flagged = settings.origin(Key::ModelName) == Some(&Origin::Flag);
+    let name = settings.text(Key::ModelName).unwrap_or(models::DEMO);
+    let Input::Picture(path, recipe) = input else { return models::open(name, &ask) };
+    let repo = if flagged { models::open(name, &ask) } else { models::open_recorded(recipe, &ask) }?;
+    if repo.id().hash != recipe.model.hash {
+        let message = format!(
+            "the picture {path} was made with another model than {}: hash {:.12}…, not {:.12}…",
+            repo.id().id,
+            recipe.model.hash,
+            repo.id().hash
+        );
+        if !flagged && !settings.switch(Key::Force) {
+            return Err(Failure::config(message).hint("name the model with --model_name, or use --force"));
+        }
+        log::warn_once(message);
+    }
+    Ok(repo)
+}
+
+fn base_seed(settings: &Settings) -> Result<BaseSeed, Failure> {
+    if let Some(seed) = settings.integer_if_any(Key::Seed) {
+        return Ok(BaseSeed { seed: Seed(seed), drawn: false });
+    }
+    // 32 bits: more would only be counted modulo 2^32
+    let mut bytes = [0; 4];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    if filled != Ok(bytes.len()) {
+        return Err(Failure::failed("the system gave no random seed").hint("give one with --seed"));
+    }
+    Ok(BaseSeed { seed: Seed(u32::from_le_bytes(bytes).into()), drawn: true })
+}
+
+/// Settings that somebody asked for and that change nothing.
+fn warn_idle(settings: &Settings, repo: &ModelRepo) {
+    if settings.is_asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
+        log::warn_once(format!("guidance_scale has no effect: {} has no guidance input", repo.id().id));
+    }
+    if settings.is_asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
+        log::warn_once("negative_prompt has no effect while true_cfg_scale is not above 1");
+    }
+}

@@ -1,0 +1,9 @@
+//! The program as a person runs it.
+
+mod args;
+mod config;
+mod output;
+mod place;
+mod prompts;
+mod resume;
+mod signals;
