@@ -167,7 +167,7 @@ fn a_full_disk_fails_that_picture_only() {
     );
     std::fs::create_dir(place.path("disk")).expect("a new folder");
     let script =
-        "mount -t tmpfs -o size=128k none disk || exit 77\n\"$@\"\ncode=$?\nls -A disk >&2\nexit $code";
+        "mount -t tmpfs -o size=64k none disk || exit 77\n\"$@\"\ncode=$?\nls -A disk >&2\nexit $code";
     let program = text(dg_testkit::diffgentor_bin());
     let mut unshare = std::process::Command::new("unshare");
     unshare.args(["-rm", "sh", "-c", script, "sh", program]).args(SMALL);

@@ -22,7 +22,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make pictures from text.
-    #[command(name = "t2i", after_help = T2I_END, max_term_width = 100)]
+    #[command(name = "t2i", after_help = T2I_END, max_term_width = 100, args_override_self = true)]
     T2i(Box<T2iArgs>),
     /// Show settings and where they come from.
     Config(ConfigArgs),
@@ -103,6 +103,7 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigAction {
     /// Print every setting with its value and its origin; takes the flags of `t2i`.
+    #[command(args_override_self = true)]
     Show(Box<T2iArgs>),
 }
 
@@ -277,6 +278,12 @@ mod tests {
     fn switches_work_bare_and_with_a_value() {
         assert_eq!(parse(&["--no_resume"]).unwrap().flags.0, [(Key::NoResume, Value::Switch(true))]);
         assert_eq!(parse(&["--no-resume=off"]).unwrap().flags.0, [(Key::NoResume, Value::Switch(false))]);
+    }
+
+    #[test]
+    fn the_last_of_equal_flags_counts() {
+        let args = parse(&["--seed", "1", "--no_resume", "--seed=2", "--no_resume=false"]).unwrap();
+        assert_eq!(args.flags.0, [(Key::Seed, Value::Integer(2)), (Key::NoResume, Value::Switch(false))]);
     }
 
     #[test]
