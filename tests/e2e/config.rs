@@ -55,6 +55,19 @@ fn mistakes_in_settings_end_with_3_and_say_where() {
 }
 
 #[test]
+fn every_committed_configuration_is_accepted() {
+    let place = Place::new();
+    let folder = dg_testkit::workspace_dir().join("configs");
+    let mut read = 0;
+    for entry in std::fs::read_dir(folder).expect("configs") {
+        let path = entry.expect("a readable folder").path();
+        shown(&place, &["--local_files_only", "--config", path.to_str().expect("a plain name")], &[]);
+        read += 1;
+    }
+    assert!(read > 0);
+}
+
+#[test]
 fn messages_follow_their_settings() {
     let place = Place::new();
     let args = |more: &[&'static str]| [SMALL, &["--prompt", "x", "--no_resume"], more].concat();

@@ -2,6 +2,7 @@
 
 mod args;
 mod config;
+mod hub;
 mod output;
 mod place;
 mod prompts;

@@ -145,6 +145,10 @@ fn a_dry_run_does_nothing() {
     assert!(!place.path("output").exists());
     let json = json_lines(&place.small(&["--prompt", "x", "--dry_run", "--json"]).expect_success());
     assert_eq!(json[0]["files"][0]["skipped"], false);
+    let huge = ["--height", "8192", "--width", "8192", "--batch_size", "64", "--num_images_per_prompt", "64"];
+    let huge = place.small(&[&["--prompt", "x", "--dry_run"], &huge[..]].concat());
+    expect_exit(&huge, 4, &["not enough memory"]);
+    assert!(huge.stdout.contains("64 to make"), "{}", huge.stdout);
 }
 
 #[test]

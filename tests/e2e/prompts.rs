@@ -94,6 +94,19 @@ fn all_bad_rows_are_reported_before_any_work() {
 }
 
 #[test]
+fn columns_that_mean_nothing_are_noticed() {
+    let place = Place::new();
+    place.write("p.csv", "prompt,heigth,category\na,64,b\n");
+    let output = place.small(&["--prompts_file", "p.csv", "--output_name_column", "file"]);
+    expect_exit(
+        &output,
+        0,
+        &["`heigth` of the prompts file is ignored; did you mean `height`?", "column `file`"],
+    );
+    assert!(!output.stderr.contains("category"), "{}", output.stderr);
+}
+
+#[test]
 fn a_long_prompt_is_cut_with_a_warning() {
     let place = Place::new();
     let prompt = format!("red apple {}", "and a house ".repeat(60));

@@ -7,8 +7,8 @@
 //! # Layout
 //! - [`setting`]: [`Setting`], its [`Kind`] and checked [`Value`]s
 //! - [`table`]: [`Key`] and the table of all settings
-//! - [`file`]: TOML → values; errors show the line
-//! - [`env`]: `DG_*` → values
+//! - [`mod@file`]: TOML → values; errors show the line
+//! - [`mod@env`]: `DG_*` → values
 //! - [`layers`]: [`Layers`], the precedence built-in < model < TOML < environment < flags
 //! - [`suggest`]: "did you mean"
 //!

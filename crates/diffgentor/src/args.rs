@@ -195,8 +195,10 @@ static BUILD_FACTS: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Exit codes, for `--help` and the manual.
-pub(crate) const EXIT_CODES: &str = "\
+/// The exit codes as a literal, so that constants can be put together from it.
+macro_rules! exit_codes {
+    () => {
+        "\
 Exit codes:
   0    everything that was asked for is done
   1    some prompts failed, the disk is full, or the job failed
@@ -205,10 +207,16 @@ Exit codes:
   4    cannot run as planned: degrees, device, memory
   5    the model hub cannot be reached
   130  stopped by SIGINT
-  143  stopped by SIGTERM";
+  143  stopped by SIGTERM"
+    };
+}
+
+/// Exit codes, for `--help` and the manual.
+pub(crate) const EXIT_CODES: &str = exit_codes!();
 
 /// Examples and exit codes below the flags of `t2i`.
-const T2I_END: &str = "\
+const T2I_END: &str = concat!(
+    "\
 Examples:
   diffgentor t2i --prompt \"red apple\"
   diffgentor t2i --model_name FLUX.1-schnell --prompt \"a lighthouse at dawn\" --seed 7
@@ -219,15 +227,9 @@ Flags may be written with hyphens too (--batch-size). Every flag has an environm
 DG_T2I_BATCH_SIZE for --batch_size, and most have a TOML key; flags win, then the environment,
 then --config, then the model's own defaults. `diffgentor config show` shows who won.
 
-Exit codes:
-  0    everything that was asked for is done
-  1    some prompts failed, the disk is full, or the job failed
-  2    wrong command line
-  3    configuration, prompts file or model is missing or broken
-  4    cannot run as planned: degrees, device, memory
-  5    the model hub cannot be reached
-  130  stopped by SIGINT
-  143  stopped by SIGTERM";
+",
+    exit_codes!()
+);
 
 #[cfg(test)]
 mod tests {

@@ -33,7 +33,8 @@ impl Check {
 pub(crate) fn doctor(json: bool) -> Result<ExitCode, Failure> {
     let checks = [cpu(), threads(), memory(), disk(), demo(), hub(), gpu()];
     if json {
-        let ok = checks.iter().all(|c| c.ok);
+        // a GPU is not missed: this build has no use for one
+        let ok = checks.iter().all(|c| c.ok || c.name == "gpu");
         print(&serde_json::json!({"ok": ok, "checks": checks}).to_string());
     } else {
         let lines: Vec<String> = checks.iter().map(|c| line(c, unicode())).collect();

@@ -4,11 +4,10 @@ use crate::output::printer::print;
 use crate::prepare::Prepared;
 use crate::{machine, plan};
 use dg_config::Key;
-use dg_core::ExitCode;
 use serde_json::json;
 
 /// Prints the plan.
-pub(crate) fn show(p: &Prepared) -> ExitCode {
+pub(crate) fn show(p: &Prepared) {
     let todo = p.todo();
     let batches = plan::batches(&p.plan.pictures, &todo, p.batch_size()).len();
     let (need, have) = (p.need, machine::memory());
@@ -28,7 +27,7 @@ pub(crate) fn show(p: &Prepared) -> ExitCode {
             "available_bytes": have.map(|m| m.available), "files": files,
         });
         print(&plan.to_string());
-        return ExitCode::Ok;
+        return;
     }
     let have = have.map_or_else(|| "unknown".into(), |m| machine::bytes(m.available));
     let mut lines = vec![
@@ -53,5 +52,4 @@ pub(crate) fn show(p: &Prepared) -> ExitCode {
         format!("{}  {}, {} steps, seed {seed}{skipped}", p.path(i).display(), r.size, r.steps())
     }));
     print(&lines.join("\n"));
-    ExitCode::Ok
 }

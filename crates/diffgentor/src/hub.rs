@@ -115,7 +115,8 @@ mod inner {
 
     /// Refuses.
     pub(crate) fn fetch(id: &str, ask: &HubAsk<'_>) -> Result<PathBuf, Failure> {
-        tracing::debug!("{ask:?}");
+        let HubAsk { revision, local_files_only, silent } = ask;
+        tracing::debug!("revision {revision:?}, local files only {local_files_only}, silent {silent}");
         Err(Failure::config(format!("model `{id}`: this build cannot ask the hub"))
             .hint("build with `--features hub`, or download the model and name its folder"))
     }

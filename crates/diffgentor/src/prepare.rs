@@ -50,6 +50,10 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
     }
     let settings = layers.resolve();
     let rows = rows(&input, &settings)?;
+    if settings.is_asked(Key::OutputNameColumn) && rows.iter().all(|r| r.name.is_none()) {
+        let column = settings.text(Key::OutputNameColumn).unwrap_or_default();
+        log::warn_once(format!("no row has a name in column `{column}`: pictures are numbered"));
+    }
     let files = plan::file_names(&rows, &settings).map_err(|e| refuse(&input, &e))?;
     let repo = model(&input, &settings)?;
     let guidance = repo.shape().transformer.guidance_embeds;
@@ -162,6 +166,10 @@ pub(crate) fn make_folder(folder: &Path) -> Result<(), Failure> {
             _ => Failure::config(message),
         };
         failure.hint("check --output_dir")
+    })?;
+    write::probe(folder).map_err(|e| {
+        Failure::config(format!("cannot write in the folder {}: {e}", folder.display()))
+            .hint("check --output_dir")
     })?;
     let swept = write::sweep(folder);
     if swept > 0 {

@@ -159,9 +159,9 @@ fn bars(pictures: usize) -> Form {
         ProgressStyle::with_template(template).expect("a template of this file").progress_chars("━╸ ")
     };
     let overall = all.add(ProgressBar::new(pictures as u64));
-    overall.set_style(style("{bar:30.green} {pos}/{len} pictures, {elapsed} so far"));
+    overall.set_style(style("{bar:20.green} {pos}/{len} pictures, {elapsed} so far"));
     let steps = all.add(ProgressBar::new(1));
-    steps.set_style(style("{bar:30.cyan} {msg}"));
+    steps.set_style(style("{bar:20.cyan} {wide_msg}"));
     Form::Bars { pictures: overall, steps }
 }
 

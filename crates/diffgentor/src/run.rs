@@ -33,7 +33,9 @@ async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let stop = Stop::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
     let (prepared, repo) = prepare::prepare(setup::layers(args)?)?;
     if prepared.settings.switch(Key::DryRun) {
-        return Ok(dry_run::show(&prepared));
+        dry_run::show(&prepared);
+        // the exit code answers whether it can be done
+        return prepared.check_memory().map(|()| ExitCode::Ok);
     }
     let report = prepared.settings.text(Key::Report).map(str::to_string);
     let mut recorder = Recorder::new(start);

@@ -25,6 +25,14 @@ pub(crate) fn atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Whether a file can be made in `folder`; a full disk does not count as a refusal.
+pub(crate) fn probe(folder: &Path) -> Result<()> {
+    match Temp::create(folder) {
+        Err(e) if e.kind() != ErrorKind::StorageFull => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Removes the temporary files that runs which no longer live left in `folder`; says how many.
 pub(crate) fn sweep(folder: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
