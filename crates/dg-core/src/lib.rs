@@ -10,7 +10,7 @@
 //! - [`shape`]: [`ModelShape`], the sizes of a model and the bytes that follow from them
 //! - [`event`]: [`StepEvent`], what a running job tells
 //! - [`report`]: the machine-readable report of a run
-//! - [`exit`]: [`ExitCode`]
+//! - [`exit`]: [`ExitCode`], how a program ends
 //!
 //! ```
 //! use dg_core::{GenerateRequest, ImageSize, Seed};

@@ -130,7 +130,7 @@ impl Fields {
     }
 
     fn bad(&self, key: &str, wanted: &str) -> ModelError {
-        let found = self.map.get(key).map_or("absent".into(), Value::to_string);
+        let found = self.map.get(key).map_or_else(|| "absent".into(), Value::to_string);
         ModelError::Config {
             file: self.file.into(),
             reason: format!("`{key}` is {found}, expected {wanted}"),
@@ -191,8 +191,9 @@ fn transformer(source: &ModelSource) -> Result<TransformerShape, ModelError> {
         },
     };
     let axes = &shape.axes_dims_rope;
-    let fits =
-        axes.len() == 3 && axes.iter().sum::<usize>() == shape.head_dim && axes.iter().all(|a| a % 2 == 0);
+    let fits = axes.len() == 3
+        && axes.iter().sum::<usize>() == shape.head_dim
+        && axes.iter().all(|a| a.is_multiple_of(2));
     f.must(fits, "axes_dims_rope", "three even sizes whose sum is attention_head_dim")?;
     f.must(f.size_or("patch_size", 1)? == 1, "patch_size", "1")?;
     f.must(
@@ -216,7 +217,7 @@ fn clip(source: &ModelSource) -> Result<ClipShape, ModelError> {
         eos_token_id: f.number_or("eos_token_id", 2.0)? as u32,
     };
     f.must(f.text_or("hidden_act", "quick_gelu") == "quick_gelu", "hidden_act", "\"quick_gelu\"")?;
-    f.must(shape.width % shape.heads == 0, "num_attention_heads", "a divisor of hidden_size")?;
+    f.must(shape.width.is_multiple_of(shape.heads), "num_attention_heads", "a divisor of hidden_size")?;
     Ok(shape)
 }
 
@@ -235,7 +236,7 @@ fn t5(source: &ModelSource) -> Result<T5Shape, ModelError> {
         max_distance: f.size_or("relative_attention_max_distance", 128)?,
         eps: f.number_or("layer_norm_epsilon", 1e-6)?,
     };
-    let buckets = shape.buckets >= 4 && shape.buckets % 4 == 0;
+    let buckets = shape.buckets >= 4 && shape.buckets.is_multiple_of(4);
     f.must(buckets, "relative_attention_num_buckets", "a multiple of 4")?;
     f.must(
         shape.max_distance > shape.buckets / 4,
@@ -264,7 +265,7 @@ fn vae(source: &ModelSource) -> Result<VaeShape, ModelError> {
     f.must(off("use_quant_conv") && off("use_post_quant_conv"), "use_post_quant_conv", "false")?;
     f.must(shape.channels.len() == 4, "block_out_channels", "four sizes (FLUX packs latents of 1/8 size)")?;
     f.must(
-        shape.channels.iter().all(|c| c % shape.groups == 0),
+        shape.channels.iter().all(|c| c.is_multiple_of(shape.groups)),
         "norm_num_groups",
         "a divisor of all block_out_channels",
     )?;

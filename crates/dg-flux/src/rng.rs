@@ -37,7 +37,7 @@ impl Generator {
         }
         let mut v: Vec<f32> = (0..n).map(|_| self.uniform()).collect();
         v.chunks_exact_mut(BLOCK).for_each(transform);
-        if n % BLOCK != 0 {
+        if !n.is_multiple_of(BLOCK) {
             let tail = &mut v[n - BLOCK..];
             tail.fill_with(|| self.uniform());
             transform(tail);

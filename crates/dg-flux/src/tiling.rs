@@ -42,7 +42,7 @@ impl Tiling {
     pub fn applies(shape: &VaeShape, size: ImageSize, wanted: Option<bool>) -> bool {
         let side = Self::new(shape).side;
         let cuts = size.latent_height() > side || size.latent_width() > side;
-        cuts && wanted.unwrap_or(size.pixels() > PIXELS_MAX)
+        cuts && wanted.unwrap_or_else(|| size.pixels() > PIXELS_MAX)
     }
 
     /// Decodes `z` `[1, c, h, w]` tile by tile.
