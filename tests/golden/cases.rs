@@ -49,7 +49,9 @@ fn check(name: &str, case: &Value, pipeline: &mut dg_flux::Pipeline) {
     let images = case["images"].as_array().expect("images");
     assert_eq!(images.len(), requests.len(), "{name}");
     for (i, (image, request)) in images.iter().zip(&requests).enumerate() {
-        let picture = pipeline.picture(latents.clone().narrow(0, i, 1), request);
+        let picture = pipeline
+            .picture(latents.clone().narrow(0, i, 1), request, &Unwatched)
+            .expect("nobody stops it");
         let file = image["file"].as_str().expect("a file");
         let difference = against_png(&picture, file);
         println!("{file}: {difference:?}");

@@ -1,6 +1,6 @@
 //! Models, requests and comparisons that the suites share.
 
-use dg_core::{DType, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, Steps, TimeDtype};
+use dg_core::{DType, GenerateRequest, ImageSize, NoiseIndex, Scale, Seed, SequenceLength, Steps, TimeDtype};
 use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
 use dg_testkit::GoldenTensor;
 use serde_json::Value;
@@ -41,8 +41,8 @@ pub(crate) fn requests(case: &Value) -> Vec<GenerateRequest> {
         let mut r = GenerateRequest::new(prompts[i / per_prompt], size, Seed(0));
         // a list gives every image a seed; one number is one generator for the whole batch
         (r.seed, r.noise_index) = match &case["seed"] {
-            Value::Array(seeds) => (Seed(seeds[i].as_u64().expect("a seed")), 0),
-            seed => (Seed(seed.as_u64().expect("a seed")), i as u32),
+            Value::Array(seeds) => (Seed(seeds[i].as_u64().expect("a seed")), NoiseIndex::default()),
+            seed => (Seed(seed.as_u64().expect("a seed")), NoiseIndex::try_from(i as u32).expect("an index")),
         };
         r.num_inference_steps = Steps::try_from(number("num_inference_steps") as u32).expect("steps");
         r.guidance_scale = Scale::try_from(number("guidance_scale")).expect("a scale");
@@ -57,14 +57,6 @@ pub(crate) fn requests(case: &Value) -> Vec<GenerateRequest> {
         r
     };
     (0..prompts.len() * per_prompt).map(image).collect()
-}
-
-/// Panics unless all stored values of `golden` are met to within `tolerance`, relative to the
-/// largest golden value where that is above 1.
-#[track_caller]
-pub(crate) fn near(what: &str, ours: &[f32], golden: &GoldenTensor, tolerance: f32) {
-    let largest = golden.values.iter().fold(1.0f32, |m, x| m.max(x.abs()));
-    close(what, ours, golden, tolerance * largest);
 }
 
 /// Panics unless all stored values of `golden` are met to within `tolerance`.

@@ -57,7 +57,7 @@ fn every_block_of_the_traced_pass() {
         }
         let ours = tape.seen.get(name).unwrap_or_else(|| panic!("the run shows no `{name}`"));
         let tolerance = if name.starts_with("clip") || name.starts_with("t5") { 3e-5 } else { 1e-5 };
-        common::near(name, ours, golden.tensor(name), tolerance);
+        common::close(name, ours, golden.tensor(name), tolerance);
     }
     // the golden has the two parts of the single blocks' stream apart
     let width = 128;
@@ -66,7 +66,7 @@ fn every_block_of_the_traced_pass() {
         let (text, image) = stream.split_at(64 * width);
         for (part, values) in [("text", text), ("image", image)] {
             let name = format!("single_{i}.{part}");
-            common::near(&name, values, golden.tensor(&name), 1e-5);
+            common::close(&name, values, golden.tensor(&name), 1e-5);
         }
     }
 }
@@ -76,7 +76,7 @@ fn rope_table() {
     let golden = Golden::load("trace_dev_256");
     let (size, _) = dg_core::ImageSize::fit(256, 256).expect("a size");
     let mut ids = vec![[0.0; 3]; 64];
-    ids.extend(dg_flux::latents::image_ids(size));
+    ids.extend(dg_flux::latents::image_ids(size, dg_kernels::Precision::F32));
     let rope = dg_flux::rope::Rope::new(&ids, &[8, 12, 12], &dg_flux::cpu());
     for (name, ours) in [("rope.cos", rope.cos), ("rope.sin", rope.sin)] {
         // the golden repeats every value for both members of its pair

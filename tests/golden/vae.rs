@@ -23,17 +23,19 @@ fn check_decoder(model: &str, case: &str) {
     let decoder = Decoder::load(&loader, &repo.shape().vae).expect("a decoder");
     let z = tensor(golden.tensor("z"));
     let mut compared = 0;
-    decoder.forward(z.clone(), &mut |name, x| {
+    let compare = &mut |name: &str, x: &Tensor<4>| {
         if let Some(expected) = golden.find(name) {
-            common::near(&format!("{case} {name}"), &to_vec(x.clone()), expected, 1e-5);
+            common::close(&format!("{case} {name}"), &to_vec(x.clone()), expected, 1e-5);
             compared += 1;
         }
-    });
+        Ok(())
+    };
+    decoder.forward(z.clone(), compare).expect("nobody stops it");
     assert!(compared >= 3, "{compared} stages");
     if let Some(expected) = golden.find("decoded_tiled") {
         let tiling = Tiling::new(&repo.shape().vae);
-        let tiled = tiling.decode(z, P, &|z| decoder.forward(z, &mut |_, _| ()));
-        common::near(&format!("{case} tiled"), &to_vec(tiled), expected, 1e-5);
+        let tiled = tiling.decode(z, P, |z| decoder.forward(z, &mut |_, _| Ok(()))).expect("nobody stops it");
+        common::close(&format!("{case} tiled"), &to_vec(tiled), expected, 1e-5);
     }
     assert!(loader.unused(&["encoder."]).is_empty());
 }
@@ -48,13 +50,14 @@ fn check_encoder(model: &str, case: &str) {
     let value = |c: usize, i: usize| f32::from(rgb[3 * i + c]) / 255.0 * 2.0 - 1.0;
     let planes: Vec<f32> =
         (0..3).flat_map(|c| (0..w * h).map(move |i| (c, i))).map(|(c, i)| value(c, i)).collect();
-    let (mean, logvar) = encoder.forward(from_vec(planes, [1, 3, h, w], &dg_flux::cpu()));
-    common::near(&format!("{case} mean"), &to_vec(mean.clone()), golden.tensor("encoder_mean"), 1e-5);
-    common::near(&format!("{case} logvar"), &to_vec(logvar.clone()), golden.tensor("encoder_logvar"), 1e-5);
+    let picture = from_vec(planes, [1, 3, h, w], &dg_flux::cpu());
+    let (mean, logvar) = encoder.forward(picture, &mut |_, _| Ok(())).expect("nobody stops it");
+    common::close(&format!("{case} mean"), &to_vec(mean.clone()), golden.tensor("encoder_mean"), 1e-5);
+    common::close(&format!("{case} logvar"), &to_vec(logvar.clone()), golden.tensor("encoder_logvar"), 1e-5);
     let noise = dg_flux::rng::Generator::new(5).randn(mean.dims().iter().product());
     let noise = from_vec(noise, mean.dims(), &dg_flux::cpu());
     let sample = mean + (logvar * 0.5).exp() * noise;
-    common::near(&format!("{case} sample"), &to_vec(sample), golden.tensor("encoder_sample_seed_5"), 1e-5);
+    common::close(&format!("{case} sample"), &to_vec(sample), golden.tensor("encoder_sample_seed_5"), 2e-5);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! # Layout
 //! - [`request`]: [`GenerateRequest`], one image to make, and [`Recipe`], all that determines its pixels
 //! - [`size`]: [`ImageSize`], a size that FLUX can draw
-//! - [`scalar`]: [`Seed`], [`Steps`], [`Scale`], [`SequenceLength`]: checked numbers
+//! - [`scalar`]: [`Seed`], [`Steps`], [`Scale`], [`SequenceLength`], [`NoiseIndex`]: checked numbers
 //! - [`dtype`]: number formats of the run
 //! - [`shape`]: [`ModelShape`], the sizes of a model and the bytes that follow from them
 //! - [`event`]: [`StepEvent`], what a running job tells
@@ -36,6 +36,6 @@ pub use dtype::{DType, TimeDtype};
 pub use event::StepEvent;
 pub use exit::ExitCode;
 pub use request::{GenerateRequest, GenerationDefaults, ModelId, Recipe};
-pub use scalar::{BadNumber, Scale, Seed, SequenceLength, Steps};
+pub use scalar::{BadNumber, NoiseIndex, Scale, Seed, SequenceLength, Steps};
 pub use shape::ModelShape;
 pub use size::{BadSize, ImageSize, Rounded};

@@ -1,6 +1,6 @@
 //! One image to make, and everything that determines its pixels.
 
-use crate::{DType, ImageSize, Scale, Seed, SequenceLength, Steps, TimeDtype};
+use crate::{DType, ImageSize, NoiseIndex, Scale, Seed, SequenceLength, Steps, TimeDtype};
 use serde::{Deserialize, Serialize};
 
 /// One image to make. Equal requests give equal pixels, whatever they are batched with.
@@ -32,8 +32,8 @@ pub struct GenerateRequest {
     pub seed: Seed,
     /// Which image of the seed's noise stream this is: image k of a batch that diffusers draws from
     /// one generator has k here. 0 for an image with a seed of its own.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub noise_index: u32,
+    #[serde(default, skip_serializing_if = "NoiseIndex::is_zero")]
+    pub noise_index: NoiseIndex,
 }
 
 impl GenerateRequest {
@@ -50,7 +50,7 @@ impl GenerateRequest {
             true_cfg_scale: Scale::try_from(1.0).expect("within limits"),
             max_sequence_length: SequenceLength::try_from(512).expect("within limits"),
             seed,
-            noise_index: 0,
+            noise_index: NoiseIndex::default(),
         }
     }
 
@@ -79,10 +79,6 @@ impl GenerateRequest {
             && self.max_sequence_length == other.max_sequence_length
             && self.active_negative().is_some() == other.active_negative().is_some()
     }
-}
-
-fn is_zero(n: &u32) -> bool {
-    *n == 0
 }
 
 /// Which model made a picture.

@@ -122,6 +122,40 @@ impl From<SequenceLength> for u32 {
     }
 }
 
+/// Which image of a seed's noise stream, 0 … 4095: the ones before it have to be drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct NoiseIndex(u32);
+
+impl NoiseIndex {
+    /// Images that are skipped at most.
+    pub const MAX: u32 = 4095;
+
+    /// Images to skip.
+    pub fn count(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Whether it is the first image.
+    pub fn is_zero(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl TryFrom<u32> for NoiseIndex {
+    type Error = BadNumber;
+    fn try_from(n: u32) -> Result<Self, BadNumber> {
+        let bad = || BadNumber { name: "noise_index", value: n.to_string(), limits: "0..=4095" };
+        (n <= Self::MAX).then_some(Self(n)).ok_or_else(bad)
+    }
+}
+
+impl From<NoiseIndex> for u32 {
+    fn from(n: NoiseIndex) -> Self {
+        n.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

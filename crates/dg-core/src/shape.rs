@@ -66,8 +66,10 @@ impl TransformerShape {
     /// within a single block the stream, its modulated copy, q, k, v, attention's packed k and v and
     /// output, and the MLP's 4·D.
     pub fn activation_bytes(&self, images: usize, tokens: usize) -> u64 {
-        let per_token = (1 + 1 + 3 + 2 + 5 + 1) * self.width();
-        4 * (images * tokens * per_token) as u64
+        let streams = 1 + 1 + 3 + 2 + 5 + 1;
+        [images, tokens, streams, self.heads, self.head_dim]
+            .iter()
+            .fold(4, |n, f| n.saturating_mul(*f as u64))
     }
 }
 
@@ -115,6 +117,17 @@ pub struct T5Shape {
     pub eps: f64,
 }
 
+impl T5Shape {
+    /// Bytes of activations that encoding one prompt of `tokens` tokens holds at its peak, in f32: the
+    /// position bias of all heads while it is laid out, the streams, and the gated MLP.
+    pub fn activation_bytes(&self, tokens: usize) -> u64 {
+        let n = tokens as u64;
+        let bias = 3 * self.heads as u64 * n * n;
+        let streams = n * (3 * self.width + 4 * self.heads * self.head_dim + 3 * self.mlp) as u64;
+        4 * (bias + streams)
+    }
+}
+
 /// Sizes of the autoencoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VaeShape {
@@ -145,7 +158,7 @@ impl VaeShape {
     pub fn decode_bytes(&self, pixels: u64) -> u64 {
         let outer = self.channels[0] as u64;
         let next = *self.channels.get(1).unwrap_or(&self.channels[0]) as u64;
-        4 * pixels * (3 * outer + next)
+        pixels.saturating_mul(4 * (3 * outer + next))
     }
 }
 

@@ -5,6 +5,7 @@
 //! no text projection.
 
 use crate::ModelError;
+use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader};
 use burn::tensor::Tensor;
 use dg_core::shape::ClipShape;
@@ -64,25 +65,26 @@ impl Clip {
         })
     }
 
-    /// `ids`: one list of equal length per prompt. Returns `[prompts, width]`. `tap` sees every
-    /// intermediate result.
-    pub fn pooled(&self, ids: &[Vec<u32>], tap: &mut dyn FnMut(&str, &Tensor<3>)) -> Tensor<2> {
+    /// `ids`: one list of equal length per prompt. Returns `[prompts, width]`. `watch` sees every
+    /// intermediate result as `clip.…`.
+    pub fn pooled(&self, ids: &[Vec<u32>], watch: &mut dyn Watch) -> Result<Tensor<2>, Cancelled> {
         let (b, n, d) = (ids.len(), ids[0].len(), self.shape.width);
         let p = self.precision;
         let words = k::embedding(&self.tokens, &ids.concat()).reshape([b, n, d]);
         let order: Vec<u32> = (0..b).flat_map(|_| 0..n as u32).collect();
         let places = k::embedding(&self.positions, &order).reshape([b, n, d]);
         let mut x = k::add(words, places, p);
-        tap("embeddings", &x);
+        watch.see("clip.embeddings", &x);
         let mask = causal_mask(n, &x);
         for (i, layer) in self.layers.iter().enumerate() {
             x = self.layer(layer, x, &mask);
-            tap(&format!("layer_{i}"), &x);
+            watch.see(&format!("clip.layer_{i}"), &x);
+            watch.check()?;
         }
         let x = self.norm.forward(x, self.shape.eps, p);
-        tap("last_hidden", &x);
+        watch.see("clip.last_hidden", &x);
         let row = |(i, ids): (usize, &Vec<u32>)| x.clone().narrow(0, i, 1).narrow(1, self.pooled_row(ids), 1);
-        Tensor::cat(ids.iter().enumerate().map(row).collect(), 0).reshape([b, d])
+        Ok(Tensor::cat(ids.iter().enumerate().map(row).collect(), 0).reshape([b, d]))
     }
 
     fn layer(&self, l: &Layer, x: Tensor<3>, mask: &Tensor<3>) -> Tensor<3> {

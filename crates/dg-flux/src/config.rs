@@ -5,7 +5,6 @@ use dg_core::ModelShape;
 use dg_core::shape::{ClipShape, T5Shape, TransformerShape, VaeShape};
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// Everything that the JSON files of a model say.
 #[derive(Clone, Debug)]
@@ -53,6 +52,8 @@ impl Default for ScheduleConfig {
 const INDEX: &str = "model_index.json";
 /// Largest count or width that a config may ask for: larger ones are damage, not models.
 const SIZE_MAX: usize = 1 << 20;
+/// Largest shift of the schedule; FLUX's own are below 4.
+const SHIFT_MAX: f64 = 100.0;
 
 impl ModelConfig {
     /// Reads and checks all configs.
@@ -94,7 +95,7 @@ impl ModelConfig {
 }
 
 fn check_classes(source: &ModelSource) -> Result<(), ModelError> {
-    let index: BTreeMap<String, Value> = source.json(INDEX)?;
+    let index = source.config(INDEX)?;
     let pipeline = index.get("_class_name").and_then(Value::as_str).unwrap_or("(none)");
     if pipeline != "FluxPipeline" {
         return Err(unknown_class(INDEX, "the pipeline", pipeline, "FluxPipeline"));
@@ -121,12 +122,15 @@ fn unknown_class(file: &str, component: &str, class: &str, known: &'static str) 
 /// One JSON object and the helpers that name file and key in errors.
 struct Fields {
     file: &'static str,
-    map: BTreeMap<String, Value>,
+    map: serde_json::Map<String, Value>,
 }
 
 impl Fields {
     fn read(source: &ModelSource, file: &'static str) -> Result<Self, ModelError> {
-        Ok(Self { file, map: source.json(file)? })
+        match source.config(file)? {
+            Value::Object(map) => Ok(Self { file, map }),
+            _ => Err(ModelError::Config { file: file.into(), reason: "it is no JSON object".into() }),
+        }
     }
 
     fn bad(&self, key: &str, wanted: &str) -> ModelError {
@@ -144,6 +148,17 @@ impl Fields {
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         if self.map.get(key).is_none_or(Value::is_null) { Ok(default) } else { self.size(key) }
+    }
+
+    /// A count that may be 0.
+    fn count(&self, key: &str) -> Result<usize, ModelError> {
+        if self.map.get(key).and_then(Value::as_u64) == Some(0) { Ok(0) } else { self.size(key) }
+    }
+
+    fn positive_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+        let x = self.number_or(key, default)?;
+        self.must(x > 0.0 && x.is_finite(), key, "a number above 0")?;
+        Ok(x)
     }
 
     fn number_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
@@ -178,8 +193,8 @@ fn transformer(source: &ModelSource) -> Result<TransformerShape, ModelError> {
     let shape = TransformerShape {
         heads: f.size("num_attention_heads")?,
         head_dim: f.size("attention_head_dim")?,
-        double_blocks: f.size("num_layers")?,
-        single_blocks: f.size("num_single_layers")?,
+        double_blocks: f.count("num_layers")?,
+        single_blocks: f.count("num_single_layers")?,
         in_channels: f.size("in_channels")?,
         text_width: f.size("joint_attention_dim")?,
         pooled_width: f.size("pooled_projection_dim")?,
@@ -195,6 +210,9 @@ fn transformer(source: &ModelSource) -> Result<TransformerShape, ModelError> {
         && axes.iter().sum::<usize>() == shape.head_dim
         && axes.iter().all(|a| a.is_multiple_of(2));
     f.must(fits, "axes_dims_rope", "three even sizes whose sum is attention_head_dim")?;
+    let blocks = shape.double_blocks + shape.single_blocks;
+    f.must(blocks > 0, "num_layers", "more than 0, or num_single_layers more than 0")?;
+    f.must(shape.heads <= SIZE_MAX / shape.head_dim, "num_attention_heads", "a width of at most 1048576")?;
     f.must(f.size_or("patch_size", 1)? == 1, "patch_size", "1")?;
     f.must(
         f.size_or("out_channels", shape.in_channels)? == shape.in_channels,
@@ -213,10 +231,18 @@ fn clip(source: &ModelSource) -> Result<ClipShape, ModelError> {
         mlp: f.size("intermediate_size")?,
         vocab: f.size_or("vocab_size", 49408)?,
         positions: f.size_or("max_position_embeddings", 77)?,
-        eps: f.number_or("layer_norm_eps", 1e-5)?,
-        eos_token_id: f.number_or("eos_token_id", 2.0)? as u32,
+        eps: f.positive_or("layer_norm_eps", 1e-5)?,
+        // absent: the default of transformers' CLIPTextConfig
+        eos_token_id: match f.map.get("eos_token_id") {
+            None => 49407,
+            Some(v) => {
+                let id = v.as_u64().and_then(|n| u32::try_from(n).ok());
+                id.ok_or_else(|| f.bad("eos_token_id", "a token id"))?
+            }
+        },
     };
     f.must(f.text_or("hidden_act", "quick_gelu") == "quick_gelu", "hidden_act", "\"quick_gelu\"")?;
+    f.must(shape.positions >= 2, "max_position_embeddings", "at least 2")?;
     f.must(shape.width.is_multiple_of(shape.heads), "num_attention_heads", "a divisor of hidden_size")?;
     Ok(shape)
 }
@@ -234,7 +260,7 @@ fn t5(source: &ModelSource) -> Result<T5Shape, ModelError> {
         vocab: f.size("vocab_size")?,
         buckets: f.size_or("relative_attention_num_buckets", 32)?,
         max_distance: f.size_or("relative_attention_max_distance", 128)?,
-        eps: f.number_or("layer_norm_epsilon", 1e-6)?,
+        eps: f.positive_or("layer_norm_epsilon", 1e-6)?,
     };
     let buckets = shape.buckets >= 4 && shape.buckets.is_multiple_of(4);
     f.must(buckets, "relative_attention_num_buckets", "a multiple of 4")?;
@@ -259,7 +285,7 @@ fn vae(source: &ModelSource) -> Result<VaeShape, ModelError> {
         latent_channels: f.size("latent_channels")?,
         scaling_factor: f.number_or("scaling_factor", 0.18215)?,
         shift_factor: f.number_or("shift_factor", 0.0)?,
-        sample_size: f.size_or("sample_size", 1024)?,
+        sample_size: f.size_or("sample_size", 32)?,
     };
     let off = |key: &str| f.map.get(key).and_then(Value::as_bool) == Some(false);
     f.must(off("use_quant_conv") && off("use_post_quant_conv"), "use_post_quant_conv", "false")?;
@@ -292,6 +318,10 @@ fn schedule(source: &ModelSource) -> Result<ScheduleConfig, ModelError> {
         "\"exponential\"",
     )?;
     let config: ScheduleConfig = source.json(f.file)?;
+    f.must(config.shift > 0.0 && config.shift <= SHIFT_MAX, "shift", "a number above 0 and up to 100")?;
+    for (key, shift) in [("base_shift", config.base_shift), ("max_shift", config.max_shift)] {
+        f.must(shift.abs() <= SHIFT_MAX / 10.0, key, "a number from -10 to 10")?;
+    }
     f.must(
         config.max_image_seq_len > config.base_image_seq_len,
         "max_image_seq_len",

@@ -1,5 +1,6 @@
 //! What can be wrong with a model on disk.
 
+use crate::watch::Cancelled;
 use dg_core::ExitCode;
 use std::path::PathBuf;
 
@@ -100,5 +101,39 @@ impl ModelError {
             Self::WrongTensor { .. } => "weights and config.json belong to different models".into(),
             Self::Tokenizer { hint, .. } => hint.clone(),
         })
+    }
+}
+
+/// A run that ends without pictures.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Somebody stopped it.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// A prompt cannot be read by this model's tokenizer.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The latents hold infinities or NaN.
+    #[error("the latents of image {image} are not finite after {steps} steps")]
+    NotFinite {
+        /// Position in the batch.
+        image: usize,
+        /// Steps that ran.
+        steps: usize,
+    },
+}
+
+impl RunError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Cancelled(_) => None,
+            Self::Model(e) => e.hint(),
+            Self::NotFinite { .. } => Some(
+                "the weights or a config are damaged: `diffgentor models verify`, or download them again"
+                    .into(),
+            ),
+        }
     }
 }

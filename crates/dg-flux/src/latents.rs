@@ -13,7 +13,7 @@ pub fn noise(requests: &[GenerateRequest], channels: usize, device: &Device, p: 
     let mut all = Vec::with_capacity(n * requests.len());
     for r in requests {
         let mut generator = Generator::new(r.seed.0);
-        generator.skip_randn(n * r.noise_index as usize);
+        generator.skip_randn(n, r.noise_index.count());
         all.extend(generator.randn(n));
     }
     let z = dg_kernels::from_vec(all, [requests.len(), channels, h, w], device);
@@ -33,8 +33,13 @@ pub fn unpack(x: Tensor<3>, size: ImageSize) -> Tensor<4> {
     x.reshape([b, h / 2, w / 2, c / 4, 2, 2]).permute([0, 3, 1, 4, 2, 5]).reshape([b, c / 4, h, w])
 }
 
-/// Position ids (0, row, column) of the image tokens, row-major.
-pub fn image_ids(size: ImageSize) -> Vec<[f64; 3]> {
+/// Position ids (0, row, column) of the image tokens, row-major. In bf16 the ids are bf16 too, exact
+/// up to 256 tokens a side.
+pub fn image_ids(size: ImageSize, p: Precision) -> Vec<[f64; 3]> {
     let (rows, columns) = (size.latent_height() / 2, size.latent_width() / 2);
-    (0..rows).flat_map(|y| (0..columns).map(move |x| [0.0, y as f64, x as f64])).collect()
+    let id = move |i: usize| match p {
+        Precision::F32 => i as f64,
+        Precision::Bf16 => f64::from(burn::tensor::bf16::from_f64(i as f64).to_f32()),
+    };
+    (0..rows).flat_map(|y| (0..columns).map(move |x| [0.0, id(y), id(x)])).collect()
 }

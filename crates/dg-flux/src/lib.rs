@@ -54,7 +54,7 @@ pub mod watch;
 pub mod weights;
 
 pub use config::{ModelConfig, ScheduleConfig};
-pub use error::ModelError;
+pub use error::{ModelError, RunError};
 pub use picture::Picture;
 pub use pipeline::{Pipeline, PipelineOptions};
 pub use repo::ModelRepo;

@@ -11,7 +11,7 @@ use crate::tiling::Tiling;
 use crate::transformer::{Inputs, Transformer};
 use crate::vae::Decoder;
 use crate::watch::{Cancelled, Watch};
-use crate::{ModelConfig, ModelError, ModelRepo};
+use crate::{ModelConfig, ModelError, ModelRepo, RunError};
 use burn::tensor::{Device, Tensor};
 use dg_core::{DType, GenerateRequest, StepEvent, TimeDtype};
 use dg_kernels::{self as k, Precision};
@@ -43,10 +43,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// Takes the weights of all components out of the mapped files.
     pub fn load(repo: &ModelRepo, options: PipelineOptions) -> Result<Self, ModelError> {
-        let precision = match options.dtype {
-            DType::Bfloat16 => Precision::Bf16,
-            DType::Float32 => Precision::F32,
-        };
+        let precision = precision(options.dtype);
         let (shape, device) = (repo.shape(), &options.device);
         let (text, mut unused) = TextEncoder::load(repo, device, precision)?;
         let weights = repo.transformer.loader(device, precision);
@@ -62,19 +59,19 @@ impl Pipeline {
     }
 
     /// Makes the pictures of one batch, in order. All requests must batch with the first one
-    /// ([`GenerateRequest::batches_with`]); panics otherwise.
+    /// ([`GenerateRequest::batches_with`]); panics otherwise, and for an empty batch.
     pub fn generate(
         &mut self,
         batch: &[GenerateRequest],
         watch: &mut dyn Watch,
-    ) -> Result<Vec<Picture>, Cancelled> {
+    ) -> Result<Vec<Picture>, RunError> {
         let latents = self.latents(batch, watch)?;
         let decoded = |(i, request): (usize, &GenerateRequest)| {
             let start = Instant::now();
             let one = latents.clone().narrow(0, i, 1);
-            let picture = self.picture(one, request);
+            let picture = self.picture(one, request, watch)?;
             watch.event(StepEvent::Decoded { image: i, seconds: start.elapsed().as_secs_f64() });
-            if watch.stop() { Err(Cancelled) } else { Ok(picture) }
+            Ok(picture)
         };
         batch.iter().enumerate().map(decoded).collect()
     }
@@ -84,7 +81,7 @@ impl Pipeline {
         &mut self,
         batch: &[GenerateRequest],
         watch: &mut dyn Watch,
-    ) -> Result<Tensor<3>, Cancelled> {
+    ) -> Result<Tensor<3>, RunError> {
         let first = &batch[0];
         assert!(batch.iter().all(|r| r.batches_with(first)), "a batch of unlike requests");
         let (text, negative) = self.encode(batch, watch)?;
@@ -93,10 +90,14 @@ impl Pipeline {
         let tokens = first.size.image_tokens();
         let schedule = Schedule::new(&self.config.schedule, first.steps(), first.sigmas.as_deref(), tokens);
         let mut ids = vec![[0.0; 3]; text.text.dims()[1]];
-        ids.extend(latents::image_ids(first.size));
+        ids.extend(latents::image_ids(first.size, self.precision));
         let rope = Rope::new(&ids, &self.config.shape.transformer.axes_dims_rope, &self.options.device);
         let run = Denoise { pipeline: self, batch, text, negative, schedule, rope };
-        run.all_steps(noise, &mut Serial, watch)
+        let latents = run.all_steps(noise, &mut Serial, watch)?;
+        match (0..batch.len()).find(|i| !finite(latents.clone().narrow(0, *i, 1))) {
+            Some(image) => Err(RunError::NotFinite { image, steps: first.steps() }),
+            None => Ok(latents),
+        }
     }
 
     /// Encodes the prompts, and the negative prompts if true CFG is on; equal ones once.
@@ -104,7 +105,7 @@ impl Pipeline {
         &mut self,
         batch: &[GenerateRequest],
         watch: &mut dyn Watch,
-    ) -> Result<(Embedding, Option<Embedding>), Cancelled> {
+    ) -> Result<(Embedding, Option<Embedding>), RunError> {
         let start = Instant::now();
         let (mut positive, mut negative) = (Vec::new(), Vec::new());
         for r in batch {
@@ -123,17 +124,23 @@ impl Pipeline {
     }
 
     /// Decodes the packed latents `[1, tokens, in_channels]` of one picture.
-    pub fn picture(&self, latents: Tensor<3>, request: &GenerateRequest) -> Picture {
+    pub fn picture(
+        &self,
+        latents: Tensor<3>,
+        request: &GenerateRequest,
+        watch: &dyn Watch,
+    ) -> Result<Picture, Cancelled> {
         let p = self.precision;
         let latents_blake3 = picture::hash_values(&k::to_vec(latents.clone()));
         let vae = &self.config.shape.vae;
         let vae_tiling = Tiling::applies(vae, request.size, self.options.vae_tiling);
         let z = self.vae_input(latents::unpack(latents, request.size));
-        let whole = |z: Tensor<4>| self.decoder.forward(z, &mut |_, _| ());
-        let decoded = if vae_tiling { Tiling::new(vae).decode(z, p, &whole) } else { whole(z) };
+        let whole = |z: Tensor<4>| self.decoder.forward(z, &mut |_, _| watch.check());
+        let decoded = if vae_tiling { Tiling::new(vae).decode(z, p, whole) } else { whole(z) }?;
         let rgb = picture::to_rgb(decoded, p);
         let pixels_blake3 = blake3::hash(&rgb).to_hex().to_string();
-        Picture { size: request.size, rgb, seed: request.seed, vae_tiling, pixels_blake3, latents_blake3 }
+        let (size, seed) = (request.size, request.seed);
+        Ok(Picture { size, rgb, seed, vae_tiling, pixels_blake3, latents_blake3 })
     }
 
     /// From the transformer's scale of latents to the VAE's.
@@ -142,6 +149,18 @@ impl Pipeline {
         let z = k::round(z.div_scalar(vae.scaling_factor), self.precision);
         k::round(z.add_scalar(vae.shift_factor), self.precision)
     }
+}
+
+/// How the kernels round for a run in `dtype`.
+pub(crate) fn precision(dtype: DType) -> Precision {
+    match dtype {
+        DType::Bfloat16 => Precision::Bf16,
+        DType::Float32 => Precision::F32,
+    }
+}
+
+fn finite(x: Tensor<3>) -> bool {
+    k::to_vec(x).iter().all(|v| v.is_finite())
 }
 
 /// The denoising loop of one batch.

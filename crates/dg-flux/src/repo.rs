@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::weights::WeightFiles;
 use crate::{ModelError, ModelSource};
-use dg_core::{GenerationDefaults, ModelId, ModelShape};
+use dg_core::{DType, GenerationDefaults, ModelId, ModelShape};
 
 /// A FLUX model in diffusers layout.
 pub struct ModelRepo {
@@ -82,6 +82,12 @@ impl ModelRepo {
     /// Bytes of all weight files.
     pub fn weight_bytes(&self) -> u64 {
         self.components().iter().map(|c| c.mapped_bytes()).sum()
+    }
+
+    /// Bytes of the copies of weights that a run in `dtype` makes, beside the mapped files.
+    pub fn converted_bytes(&self, dtype: DType) -> u64 {
+        let precision = crate::pipeline::precision(dtype);
+        self.components().iter().map(|c| c.converted_bytes(precision)).sum()
     }
 
     /// blake3 over every byte of the weight files and the small files. Reads everything.

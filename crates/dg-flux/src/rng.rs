@@ -45,11 +45,16 @@ impl Generator {
         v
     }
 
-    /// Skips what `randn(n)` would draw, for `n` a multiple of 16.
-    pub fn skip_randn(&mut self, n: usize) {
-        debug_assert_eq!(n % BLOCK, 0);
-        for _ in 0..n {
-            self.draw();
+    /// Skips what `randn(n)` would draw, `times` times.
+    pub fn skip_randn(&mut self, n: usize, times: usize) {
+        for _ in 0..times {
+            if n.is_multiple_of(BLOCK) {
+                (0..n).for_each(|_| {
+                    self.draw();
+                });
+            } else {
+                self.randn(n);
+            }
         }
     }
 

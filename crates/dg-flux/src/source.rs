@@ -5,8 +5,10 @@ use bytes::Bytes;
 use dg_map::MappedFile;
 use std::path::PathBuf;
 
-/// Largest JSON file that is read, in bytes. The biggest real one is T5's tokenizer, 2.4 MB.
+/// Largest tokenizer or index that is read, in bytes. The biggest real one is T5's tokenizer, 2.4 MB.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
+/// Largest config that is read, in bytes: real ones have a few kilobytes.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// A model's files, by path relative to its root.
 #[derive(Clone, Debug)]
@@ -54,9 +56,20 @@ impl ModelSource {
 
     /// A small file: refused above [`JSON_BYTES_MAX`].
     pub fn small(&self, file: &str) -> Result<Bytes, ModelError> {
+        self.limited(file, JSON_BYTES_MAX)
+    }
+
+    /// A JSON object of any form: refused above [`CONFIG_BYTES_MAX`], because a value of unknown form
+    /// takes many times the memory of its text.
+    pub fn config(&self, file: &str) -> Result<serde_json::Value, ModelError> {
+        self.limited(file, CONFIG_BYTES_MAX)?;
+        self.json(file)
+    }
+
+    fn limited(&self, file: &str, bytes_max: u64) -> Result<Bytes, ModelError> {
         let bytes = self.map(file)?;
-        if bytes.len() as u64 > JSON_BYTES_MAX {
-            let reason = format!("{} bytes, more than {JSON_BYTES_MAX}", bytes.len());
+        if bytes.len() as u64 > bytes_max {
+            let reason = format!("{} bytes, more than {bytes_max}", bytes.len());
             return Err(ModelError::Config { file: file.into(), reason });
         }
         Ok(bytes)

@@ -5,6 +5,7 @@
 //! without an attention mask: padding takes part everywhere.
 
 use crate::ModelError;
+use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader};
 use burn::tensor::Tensor;
 use dg_core::shape::T5Shape;
@@ -66,20 +67,21 @@ impl T5 {
         })
     }
 
-    /// `ids`: one list of equal length per prompt. Returns `[prompts, tokens, width]`. `tap` sees
-    /// every block's result.
-    pub fn encode(&self, ids: &[Vec<u32>], tap: &mut dyn FnMut(&str, &Tensor<3>)) -> Tensor<3> {
+    /// `ids`: one list of equal length per prompt. Returns `[prompts, tokens, width]`. `watch` sees
+    /// every block's result as `t5.…`.
+    pub fn encode(&self, ids: &[Vec<u32>], watch: &mut dyn Watch) -> Result<Tensor<3>, Cancelled> {
         let (b, n) = (ids.len(), ids[0].len());
         let mut x = k::embedding(&self.tokens, &ids.concat()).reshape([b, n, self.shape.width]);
         let bias = self.bias(n);
-        tap("position_bias", &bias);
+        watch.see("t5.position_bias", &bias);
         for (i, block) in self.blocks.iter().enumerate() {
             x = self.block(block, x, &bias);
-            tap(&format!("block_{i}"), &x);
+            watch.see(&format!("t5.block_{i}"), &x);
+            watch.check()?;
         }
         let x = k::t5_norm(x, &self.norm, self.shape.eps, self.precision);
-        tap("last_hidden", &x);
-        x
+        watch.see("t5.last_hidden", &x);
+        Ok(x)
     }
 
     fn block(&self, l: &Block, x: Tensor<3>, bias: &Tensor<3>) -> Tensor<3> {

@@ -2,9 +2,9 @@
 
 use crate::clip::Clip;
 use crate::t5::T5;
-use crate::tokenizer::PromptTokenizer;
-use crate::watch::{Cancelled, Watch};
-use crate::{ModelError, ModelRepo};
+use crate::tokenizer::{CLIP_TOKENS, PromptTokenizer};
+use crate::watch::Watch;
+use crate::{ModelError, ModelRepo, RunError};
 use burn::tensor::{Device, Tensor};
 use dg_core::StepEvent;
 use dg_kernels::Precision;
@@ -57,13 +57,12 @@ impl TextEncoder {
         let shape = repo.shape();
         let clip_tokenizer = PromptTokenizer::clip(repo.source())?;
         let t5_tokenizer = PromptTokenizer::t5(repo.source())?;
-        for (file, tokenizer, vocab) in
-            [("tokenizer", &clip_tokenizer, shape.clip.vocab), ("tokenizer_2", &t5_tokenizer, shape.t5.vocab)]
-        {
-            if tokenizer.vocabulary() > vocab {
-                let reason = format!("it has {} tokens, the encoder {vocab}", tokenizer.vocabulary());
+        for (tokenizer, vocab) in [(&clip_tokenizer, shape.clip.vocab), (&t5_tokenizer, shape.t5.vocab)] {
+            let largest = tokenizer.largest_id();
+            if largest as usize >= vocab {
+                let reason = format!("it has a token {largest}, the encoder has {vocab} tokens");
                 let hint = "tokenizer and encoder belong to different models".into();
-                return Err(ModelError::Tokenizer { file: file.into(), reason, hint });
+                return Err(ModelError::Tokenizer { file: tokenizer.file().into(), reason, hint });
             }
         }
         let (clip_weights, t5_weights) = (repo.clip.loader(device, p), repo.t5.loader(device, p));
@@ -72,7 +71,7 @@ impl TextEncoder {
             t5_tokenizer,
             clip: Clip::load(&clip_weights, &shape.clip)?,
             t5: T5::load(&t5_weights, &shape.t5)?,
-            clip_tokens: shape.clip.positions,
+            clip_tokens: shape.clip.positions.min(CLIP_TOKENS),
             kept: VecDeque::new(),
         };
         let mut unused = clip_weights.unused(&["text_model.embeddings.position_ids", "text_projection"]);
@@ -81,22 +80,16 @@ impl TextEncoder {
     }
 
     /// Encodes one prompt, or takes it from those that were kept.
-    pub fn encode(&mut self, prompt: &Prompt, watch: &mut dyn Watch) -> Result<Embedding, Cancelled> {
+    pub fn encode(&mut self, prompt: &Prompt, watch: &mut dyn Watch) -> Result<Embedding, RunError> {
         if let Some((_, known)) = self.kept.iter().find(|(p, _)| p == prompt) {
             return Ok(known.clone());
         }
-        let ids = self.clip_tokenizer.encode(&prompt.clip, self.clip_tokens);
+        let ids = self.clip_tokenizer.encode(&prompt.clip, self.clip_tokens)?;
         told(watch, "CLIP", self.clip_tokens, ids.cut);
-        let pooled = self.clip.pooled(&[ids.ids], &mut |name, x| watch.see(&format!("clip.{name}"), x));
-        if watch.stop() {
-            return Err(Cancelled);
-        }
-        let ids = self.t5_tokenizer.encode(&prompt.t5, prompt.tokens);
+        let pooled = self.clip.pooled(&[ids.ids], watch)?;
+        let ids = self.t5_tokenizer.encode(&prompt.t5, prompt.tokens)?;
         told(watch, "T5", prompt.tokens, ids.cut);
-        let text = self.t5.encode(&[ids.ids], &mut |name, x| watch.see(&format!("t5.{name}"), x));
-        if watch.stop() {
-            return Err(Cancelled);
-        }
+        let text = self.t5.encode(&[ids.ids], watch)?;
         let embedding = Embedding { text, pooled };
         self.kept.push_front((prompt.clone(), embedding.clone()));
         self.kept.truncate(KEPT_MAX);

@@ -14,7 +14,8 @@ const OVERLAP: f64 = 0.25;
 /// Pixels above which a picture is decoded in tiles unless told otherwise: 2048².
 pub const PIXELS_MAX: u64 = 2048 * 2048;
 
-/// The tiles of one decode.
+/// The tiles of one decode. Where `sample_size` is no multiple of 32 diffusers' tiles do not meet;
+/// these always do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tiling {
     /// Side of a tile in latents.
@@ -46,7 +47,12 @@ impl Tiling {
     }
 
     /// Decodes `z` `[1, c, h, w]` tile by tile.
-    pub fn decode(&self, z: Tensor<4>, p: Precision, decode: &dyn Fn(Tensor<4>) -> Tensor<4>) -> Tensor<4> {
+    pub fn decode<E>(
+        &self,
+        z: Tensor<4>,
+        p: Precision,
+        mut decode: impl FnMut(Tensor<4>) -> Result<Tensor<4>, E>,
+    ) -> Result<Tensor<4>, E> {
         let [_, _, h, w] = z.dims();
         let device = z.device();
         let mut out = Plane::black(8 * h, 8 * w);
@@ -55,7 +61,7 @@ impl Tiling {
             let mut current: Vec<Plane> = Vec::new();
             for (column, x) in (0..w).step_by(self.step).enumerate() {
                 let part = z.clone().narrow(2, y, self.side.min(h - y)).narrow(3, x, self.side.min(w - x));
-                let mut tile = Plane::of(decode(part));
+                let mut tile = Plane::of(decode(part)?);
                 if let Some(a) = above.get(column) {
                     tile.blend_rows(a, self.blend, p);
                 }
@@ -67,7 +73,7 @@ impl Tiling {
             }
             above = current;
         }
-        k::from_vec(out.data, [1, 3, 8 * h, 8 * w], &device)
+        Ok(k::from_vec(out.data, [1, 3, 8 * h, 8 * w], &device))
     }
 }
 

@@ -22,6 +22,7 @@ pub struct Tokens {
 
 /// Either tokenizer of a FLUX model.
 pub struct PromptTokenizer {
+    file: &'static str,
     inner: Tokenizer,
     start: Option<u32>,
     end: u32,
@@ -39,7 +40,7 @@ impl PromptTokenizer {
             clip_from_vocabulary(source)?
         };
         let (start, end) = (special(&inner, file, START)?, special(&inner, file, END)?);
-        Ok(Self { inner: plain(inner), start: Some(start), end, pad: end })
+        Ok(Self { file, inner: plain(inner), start: Some(start), end, pad: end })
     }
 
     /// T5's, from `tokenizer_2/tokenizer.json`. Ids are tokens + `</s>`, padded with `<pad>`.
@@ -59,13 +60,17 @@ impl PromptTokenizer {
         }
         let inner = parse(file, &source.small(file)?)?;
         let (end, pad) = (special(&inner, file, "</s>")?, special(&inner, file, "<pad>")?);
-        Ok(Self { inner: plain(inner), start: None, end, pad })
+        Ok(Self { file, inner: plain(inner), start: None, end, pad })
     }
 
     /// The ids of `prompt`, exactly `length` of them.
-    pub fn encode(&self, prompt: &str, length: usize) -> Tokens {
-        let encoding =
-            self.inner.encode(prompt, false).expect("encoding text without special tokens cannot fail");
+    ///
+    /// Fails when the tokenizer has no token for a part of the prompt, nor one for unknown parts.
+    pub fn encode(&self, prompt: &str, length: usize) -> Result<Tokens, ModelError> {
+        let encoding = self
+            .inner
+            .encode(prompt, false)
+            .map_err(|e| broken(self.file, format!("it cannot encode the prompt: {e}")))?;
         let room = length.saturating_sub(1 + usize::from(self.start.is_some()));
         let words = encoding.get_ids();
         let cut = (words.len() > room).then(|| {
@@ -76,12 +81,17 @@ impl PromptTokenizer {
         ids.push(self.end);
         ids.truncate(length);
         ids.resize(length, self.pad);
-        Tokens { ids, cut }
+        Ok(Tokens { ids, cut })
     }
 
-    /// Number of ids, added tokens included.
-    pub fn vocabulary(&self) -> usize {
-        self.inner.get_vocab_size(true)
+    /// The largest id that it can give.
+    pub fn largest_id(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
+    /// The file that it was read from, relative to the model folder.
+    pub fn file(&self) -> &'static str {
+        self.file
     }
 }
 

@@ -93,14 +93,14 @@ impl Transformer {
             (text, image) = block.forward(text, image, &c, inputs.rope, attend);
             watch.see(&format!("double_{i}.text"), &text);
             watch.see(&format!("double_{i}.image"), &image);
-            check(watch)?;
+            watch.check()?;
         }
         let (text_tokens, image_tokens) = (text.dims()[1], image.dims()[1]);
         let mut z = k::cat_tokens(text, image);
         for (i, block) in self.single.iter().enumerate() {
             z = block.forward(z, &c, inputs.rope, attend);
             watch.see(&format!("single_{i}"), &z);
-            check(watch)?;
+            watch.check()?;
         }
         let image = z.narrow(1, text_tokens, image_tokens);
         // the final layer alone has its scale before its shift
@@ -109,10 +109,6 @@ impl Transformer {
         watch.see("proj_out", &v);
         Ok(v)
     }
-}
-
-fn check(watch: &dyn Watch) -> Result<(), Cancelled> {
-    if watch.stop() { Err(Cancelled) } else { Ok(()) }
 }
 
 /// The `N` vectors `[b, D]` that a modulation layer makes of the conditioning.

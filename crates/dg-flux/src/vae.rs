@@ -4,6 +4,7 @@
 //! diffusers' `autoencoder_kl.py` runs it; no quantisation convolutions.
 
 use crate::ModelError;
+use crate::watch::Cancelled;
 use crate::weights::{Linear, Loader};
 use burn::tensor::Tensor;
 use dg_core::shape::VaeShape;
@@ -11,6 +12,9 @@ use dg_kernels::{self as k, Precision};
 
 /// Epsilon of every GroupNorm.
 const EPS: f64 = 1e-6;
+
+/// Sees a stage's result, and may stop the run there.
+pub type Tap<'a> = dyn FnMut(&str, &Tensor<4>) -> Result<(), Cancelled> + 'a;
 
 /// Latents → picture.
 pub struct Decoder {
@@ -60,11 +64,11 @@ impl Decoder {
     }
 
     /// Latents `[b, latent_channels, h, w]` in the VAE's own scale → `[b, 3, 8h, 8w]`, about −1 … 1.
-    /// `tap` sees every stage.
-    pub fn forward(&self, z: Tensor<4>, tap: &mut dyn FnMut(&str, &Tensor<4>)) -> Tensor<4> {
+    /// `tap` sees every stage and may stop there.
+    pub fn forward(&self, z: Tensor<4>, tap: &mut Tap<'_>) -> Result<Tensor<4>, Cancelled> {
         let mut x = self.conv_in.forward(z);
-        tap("conv_in", &x);
-        x = self.mid.forward(x, tap);
+        tap("conv_in", &x)?;
+        x = self.mid.forward(x, tap)?;
         for (i, level) in self.up.iter().enumerate() {
             for resnet in &level.resnets {
                 x = resnet.forward(x);
@@ -72,11 +76,11 @@ impl Decoder {
             if let Some(conv) = &level.resample {
                 x = k::conv3x3_upsampled(x, &conv.weight, &conv.bias, conv.precision);
             }
-            tap(&format!("up_{i}"), &x);
+            tap(&format!("up_{i}"), &x)?;
         }
         let x = self.conv_out.forward(self.norm_out.forward(x, true));
-        tap("decoded", &x);
-        x
+        tap("decoded", &x)?;
+        Ok(x)
     }
 }
 
@@ -105,7 +109,12 @@ impl Encoder {
 
     /// A picture `[b, 3, h, w]` in −1 … 1 → mean and log-variance of its latents, each
     /// `[b, latent_channels, h/8, w/8]`.
-    pub fn forward(&self, picture: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    /// `tap` sees the middle stages and may stop there.
+    pub fn forward(
+        &self,
+        picture: Tensor<4>,
+        tap: &mut Tap<'_>,
+    ) -> Result<(Tensor<4>, Tensor<4>), Cancelled> {
         let mut x = self.conv_in.forward(picture);
         for level in &self.down {
             for resnet in &level.resnets {
@@ -115,10 +124,10 @@ impl Encoder {
                 x = k::conv3x3_stride2(x, &conv.weight, &conv.bias, conv.precision);
             }
         }
-        let x = self.mid.forward(x, &mut |_, _| ());
+        let x = self.mid.forward(x, tap)?;
         let x = self.conv_out.forward(self.norm_out.forward(x, true));
         let part = |i: usize| x.clone().narrow(1, i * self.latent_channels, self.latent_channels);
-        (part(0), part(1).clamp(-30.0, 20.0))
+        Ok((part(0), part(1).clamp(-30.0, 20.0)))
     }
 }
 
@@ -138,14 +147,14 @@ impl Mid {
         })
     }
 
-    fn forward(&self, x: Tensor<4>, tap: &mut dyn FnMut(&str, &Tensor<4>)) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, tap: &mut Tap<'_>) -> Result<Tensor<4>, Cancelled> {
         let x = self.first.forward(x);
-        tap("mid_resnet_0", &x);
+        tap("mid_resnet_0", &x)?;
         let x = self.attention.forward(x);
-        tap("mid_attention", &x);
+        tap("mid_attention", &x)?;
         let x = self.second.forward(x);
-        tap("mid_resnet_1", &x);
-        x
+        tap("mid_resnet_1", &x)?;
+        Ok(x)
     }
 }
 

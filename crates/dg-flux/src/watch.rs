@@ -19,6 +19,11 @@ pub trait Watch {
     fn stop(&self) -> bool {
         false
     }
+
+    /// An error if the run is to stop.
+    fn check(&self) -> Result<(), Cancelled> {
+        if self.stop() { Err(Cancelled) } else { Ok(()) }
+    }
 }
 
 /// The run was stopped by [`Watch::stop`].

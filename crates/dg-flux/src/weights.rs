@@ -102,6 +102,15 @@ impl WeightFiles {
         self.files.iter().map(|f| f.bytes.len() as u64).sum()
     }
 
+    /// Bytes of the copies that a run with `precision` makes of these weights: bf16 of what is not
+    /// bf16 in the file, and the widened form of the largest weight.
+    pub fn converted_bytes(&self, precision: Precision) -> u64 {
+        let sizes = || self.tensors.values().map(|e| (e.dtype, e.shape.iter().product::<usize>() as u64));
+        let narrow = sizes().filter(|(dtype, _)| precision == Precision::Bf16 && *dtype != Dtype::BF16);
+        let wide = sizes().filter(|(dtype, _)| *dtype != Dtype::F32 || precision == Precision::Bf16);
+        narrow.map(|(_, n)| 2 * n).sum::<u64>() + wide.map(|(_, n)| 4 * n).max().unwrap_or(0)
+    }
+
     /// A loader that gives the tensors for computing with `precision` on `device`.
     pub fn loader(&self, device: &Device, precision: Precision) -> Loader<'_> {
         Loader { files: self, device: device.clone(), precision, used: RefCell::default() }
@@ -215,7 +224,24 @@ impl Loader<'_> {
 }
 
 impl Entry {
+    /// The bytes as they lie in the file; copied if their place there does not suit the format.
     fn data(&self, shape: &[usize], dtype: DType) -> TensorData {
+        let start = self.bytes.as_ptr().addr();
+        match dtype {
+            DType::F32 if !start.is_multiple_of(align_of::<f32>()) => {
+                return TensorData::new(self.values().collect::<Vec<f32>>(), shape.to_vec());
+            }
+            DType::BF16 if !start.is_multiple_of(align_of::<bf16>()) => {
+                return TensorData::new(
+                    self.values().map(bf16::from_f32).collect::<Vec<_>>(),
+                    shape.to_vec(),
+                );
+            }
+            DType::F16 if !start.is_multiple_of(align_of::<f16>()) => {
+                return TensorData::new(self.values().map(f16::from_f32).collect::<Vec<_>>(), shape.to_vec());
+            }
+            _ => {}
+        }
         let shared = burn::tensor::Bytes::from_shared(self.bytes.clone(), AllocationProperty::File);
         TensorData::from_bytes(shared, shape.to_vec(), dtype)
     }

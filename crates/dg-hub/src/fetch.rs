@@ -1,8 +1,10 @@
 //! From a name to a folder.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
@@ -10,6 +12,7 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use crate::id::{is_commit, is_plain_name};
 use crate::options::io_error;
+use crate::patience::{Beat, Failure, Pulse, watched};
 use crate::plan::{JSON_BYTES_MAX, Listing, plan};
 use crate::store::{Store, read_small};
 use crate::{HubError, HubOptions, RepoId};
@@ -40,8 +43,8 @@ impl Progress for () {
 
 /// The folder of a model, after fetching what is missing of it.
 ///
-/// With [`HubOptions::local_files_only`] nothing is fetched. If the hub cannot be reached and the cache has the whole
-/// revision, that is used, with a warning.
+/// With [`HubOptions::local_files_only`] nothing is fetched. If the hub cannot be reached, or is silent for
+/// [`HubOptions::stall`], and the cache has the whole revision, that is used, with a warning.
 pub fn fetch(id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
     let store = Store::new(id, options)?;
     if options.local_files_only {
@@ -68,15 +71,15 @@ pub fn fetch(id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Resu
 fn download(store: &Store, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
     let client = Client::new(store, options)?;
     let at = |revision: &str| Repo::with_revision(store.id.to_string(), RepoType::Model, revision.to_owned());
-    let info =
-        client.api.repo(at(&store.revision)).info().map_err(|error| client.classify(error, "model"))?;
+    let repo = client.api.repo(at(&store.revision));
+    let info = client.call("model", move |_pulse| repo.info(), |_| ())?;
     let commit = info.sha;
     if !is_plain_name(&commit) {
         return Err(store.bad_repo("the listing", format!("its commit is `{}`", commit.escape_debug())));
     }
     // Asking for the commit, not the branch, keeps files of two revisions apart while the repository changes.
     let remote = Remote {
-        repo: client.api.repo(at(&commit)),
+        repo: Arc::new(client.api.repo(at(&commit))),
         cache: Cache::new(store.cache.clone()).repo(at(&commit)),
         listed: info.siblings.into_iter().map(|sibling| sibling.rfilename).collect(),
         snapshot: store.snapshot(&commit),
@@ -101,6 +104,9 @@ struct Client<'a> {
     store: &'a Store,
     endpoint: String,
     token_sent: bool,
+    stall: Duration,
+    /// Whether a call was left behind: it may hold the lock of its file, so that nothing can be tried again.
+    stalled: Cell<bool>,
 }
 
 impl<'a> Client<'a> {
@@ -115,10 +121,28 @@ impl<'a> Client<'a> {
             .with_progress(false)
             .with_retries(0)
             .build();
+        let stall = options.stall();
         match api {
-            Ok(api) => Ok(Self { api, store, endpoint, token_sent }),
+            Ok(api) => Ok(Self { api, store, endpoint, token_sent, stall, stalled: Cell::new(false) }),
             Err(error) => Err(HubError::Unreachable { endpoint, reason: error.to_string() }),
         }
+    }
+
+    /// Asks for `what`, unless the hub is silent for too long.
+    fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        call: impl FnOnce(Pulse) -> Result<T, ApiError> + Send + 'static,
+        told: impl FnMut(Beat),
+    ) -> Result<T, HubError> {
+        watched(self.stall, call, told).map_err(|failure| match failure {
+            Failure::Api(error) => self.classify(error, what),
+            Failure::Thread(source) => io_error(&self.store.folder(), source),
+            Failure::Stalled => {
+                self.stalled.set(true);
+                self.unreachable(format!("{what}: nothing came for {:?}", self.stall))
+            }
+        })
     }
 
     fn classify(&self, error: ApiError, what: &str) -> HubError {
@@ -168,7 +192,7 @@ fn is_network(error: &std::io::Error) -> bool {
 /// One commit of a repository on the hub.
 struct Remote<'a> {
     client: Client<'a>,
-    repo: ApiRepo,
+    repo: Arc<ApiRepo>,
     cache: CacheRepo,
     listed: HashSet<String>,
     snapshot: PathBuf,
@@ -205,7 +229,9 @@ impl Remote<'_> {
         let mut attempt = 1;
         loop {
             match self.provide_once(name) {
-                Err(HubError::Unreachable { reason, .. }) if attempt < ATTEMPTS_MAX => {
+                Err(HubError::Unreachable { reason, .. })
+                    if attempt < ATTEMPTS_MAX && !self.client.stalled.get() =>
+                {
                     tracing::warn!("{name}: {reason}; trying again");
                     std::thread::sleep(RETRY_PAUSE * attempt);
                     attempt += 1;
@@ -220,8 +246,9 @@ impl Remote<'_> {
     }
 
     fn provide_once(&self, name: &str) -> Result<(), HubError> {
-        let classify = |error| self.client.classify(error, &format!("file `{name}`"));
-        let metadata = self.client.api.metadata(&self.repo.url(name)).map_err(classify)?;
+        let what = format!("file `{name}`");
+        let (api, url) = (self.client.api.clone(), self.repo.url(name));
+        let metadata = self.client.call(&what, move |_pulse| api.metadata(&url), |_| ())?;
         self.check(name, &metadata)?;
         let size = metadata.size() as u64;
         let blob = self.cache.blob_path(metadata.etag());
@@ -230,8 +257,10 @@ impl Remote<'_> {
             return Ok(());
         }
         drop_useless_part(&blob, size).map_err(|source| io_error(&blob, source))?;
-        let meter = Meter { progress: self.progress, file: name, bytes_total: size, bytes_done: 0 };
-        self.repo.download_with_progress(name, meter).map_err(classify)?;
+        let mut meter = Meter { progress: self.progress, file: name, bytes_total: size, bytes_done: 0 };
+        let (repo, file) = (Arc::clone(&self.repo), name.to_owned());
+        let call = move |pulse| repo.download_with_progress(&file, pulse);
+        self.client.call(&what, call, |beat| meter.count(beat))?;
         if file_size(&pointer) == Some(size) {
             return Ok(());
         }
@@ -300,25 +329,21 @@ struct Meter<'a> {
 }
 
 impl Meter<'_> {
+    fn count(&mut self, beat: Beat) {
+        match beat {
+            // Comes again after a resume, which then counts what is there already.
+            Beat::Began => self.bytes_done = 0,
+            Beat::Came(bytes) => {
+                self.bytes_done += bytes as u64;
+                self.tell();
+            }
+            Beat::Ended => self.tell(),
+        }
+    }
+
     fn tell(&self) {
         let Self { file, bytes_total, bytes_done, .. } = *self;
         self.progress.advanced(FileProgress { file, bytes_total, bytes_done });
-    }
-}
-
-impl hf_hub::api::Progress for Meter<'_> {
-    fn init(&mut self, _size: usize, _filename: &str) {
-        // Called again after a resume, which then counts what is there already.
-        self.bytes_done = 0;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.bytes_done += size as u64;
-        self.tell();
-    }
-
-    fn finish(&mut self) {
-        self.tell();
     }
 }
 

@@ -8,6 +8,7 @@
 //! - `options`: [`HubOptions`], from the environment variables that the hub's clients share
 //! - `plan`: which files a pipeline needs
 //! - `fetch`: [`fetch`], the entry; [`Progress`]
+//! - `patience`: a hub that falls silent is not waited for
 //! - `cached`: [`cached`], what is there already
 //! - `error`: [`HubError`], each with a hint and an exit code
 //!
@@ -29,6 +30,7 @@ mod error;
 mod fetch;
 mod id;
 mod options;
+mod patience;
 mod plan;
 mod store;
 

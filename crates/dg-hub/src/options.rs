@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::HubError;
 use crate::id::is_revision;
+use crate::patience::STALL_S;
 
 /// How models are looked for.
 #[derive(Clone, Default)]
@@ -20,6 +22,9 @@ pub struct HubOptions {
     pub cache_dir: Option<PathBuf>,
     /// Access token for gated models.
     pub token: Option<String>,
+    /// How long the hub may be silent, before it answers or while it sends, until it counts as unreachable; 60
+    /// seconds if none.
+    pub stall: Option<Duration>,
 }
 
 impl HubOptions {
@@ -44,6 +49,7 @@ impl HubOptions {
             endpoint: text("HF_ENDPOINT"),
             cache_dir: set("HF_HUB_CACHE").map(PathBuf::from).or_else(|| Some(home?.join("hub"))),
             token: token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()),
+            stall: None,
         }
     }
 
@@ -74,6 +80,10 @@ impl HubOptions {
         }
     }
 
+    pub(crate) fn stall(&self) -> Duration {
+        self.stall.unwrap_or(Duration::from_secs(STALL_S))
+    }
+
     pub(crate) fn checked_cache_dir(&self) -> Result<PathBuf, HubError> {
         let dir = self.cache_dir.clone().or_else(|| Self::from_env().cache_dir);
         let dir =
@@ -91,6 +101,7 @@ impl fmt::Debug for HubOptions {
             .field("endpoint", &self.endpoint)
             .field("cache_dir", &self.cache_dir)
             .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("stall", &self.stall)
             .finish()
     }
 }

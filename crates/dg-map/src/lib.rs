@@ -15,7 +15,7 @@
 //! # std::io::Result::Ok(())
 //! ```
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::Path;
 
@@ -35,11 +35,13 @@ impl MappedFile {
     /// here; one that is cut short ends the process with SIGBUS at the next touch of a missing page. Replacing a
     /// file by rename, as this workspace and the hub's cache do, is harmless: the mapping keeps the old file.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        // Before it is opened: a pipe that nobody writes to would keep `File::open` waiting for ever.
+        require_regular(&std::fs::metadata(path)?)?;
         let file = File::open(path)?;
+        // Once more, of what was opened: another file may have taken its place.
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-        }
+        require_regular(&metadata)?;
         // A mapping of length zero is an error on Linux.
         let bytes = if metadata.len() == 0 { Bytes::new() } else { Bytes::from_owner(map(&file)?) };
         Ok(Self { bytes })
@@ -59,6 +61,13 @@ impl MappedFile {
     pub fn bytes(&self) -> Bytes {
         self.bytes.clone()
     }
+}
+
+fn require_regular(metadata: &Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
 }
 
 #[allow(unsafe_code)]
@@ -117,5 +126,19 @@ mod tests {
         let missing = MappedFile::open("no/such/file").expect_err("it is missing");
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
         assert!(MappedFile::open(std::env::temp_dir()).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_an_error_and_no_wait() {
+        let path = std::env::temp_dir().join(format!("dg-map-{}-pipe", std::process::id()));
+        match std::process::Command::new("mkfifo").arg(&path).status() {
+            Ok(status) => assert!(status.success(), "mkfifo: {status}"),
+            Err(error) => return eprintln!("SKIPPED a_pipe_is_an_error_and_no_wait: mkfifo: {error}"),
+        }
+        let error = MappedFile::open(&path).expect_err("it is a pipe");
+        std::fs::remove_file(&path).expect("it is there");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("not a regular file"), "{error}");
     }
 }

@@ -39,9 +39,12 @@ impl Default for EngineOptions {
 }
 
 /// A supervisor, its worker and the loaded model. One rank, in this process.
+///
+/// Dropping it stops them as [`Cluster::shutdown`] does, without waiting for it.
 pub struct Cluster {
     supervisor: ActorRef<supervisor::Message>,
-    stopped: JoinHandle<()>,
+    /// Until [`Cluster::shutdown`] waits for it.
+    stopped: Option<JoinHandle<()>>,
     next: AtomicU64,
 }
 
@@ -68,7 +71,7 @@ impl Cluster {
             .await
             .map_err(|e| StartError::Threads { threads, reason: e.to_string() })?;
         match result.await {
-            Ok(Ok(())) => Ok(Self { supervisor, stopped, next: AtomicU64::new(0) }),
+            Ok(Ok(())) => Ok(Self { supervisor, stopped: Some(stopped), next: AtomicU64::new(0) }),
             Ok(Err(e)) => Err(e),
             Err(_) => Err(StartError::Panicked("the supervisor stopped".into())),
         }
@@ -91,11 +94,19 @@ impl Cluster {
 
     /// Stops the actors. Jobs that wait end with [`JobError::Stopped`]; a running one ends when it is
     /// finished, or when its owner cancels or drops it.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         self.supervisor.stop(None);
-        if let Err(e) = self.stopped.await {
+        if let Some(stopped) = self.stopped.take()
+            && let Err(e) = stopped.await
+        {
             tracing::debug!("supervisor: {e}");
         }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.supervisor.stop(None);
     }
 }
 
@@ -161,7 +172,7 @@ impl Drop for Job {
     }
 }
 
-/// Cancels a job: it stops after the transformer block that it is in.
+/// Cancels a job: it stops after the transformer block, text-encoder layer or VAE stage that it is in.
 #[derive(Clone, Debug, Default)]
 pub struct Canceller(Arc<AtomicBool>);
 
@@ -180,26 +191,36 @@ impl Canceller {
 mod tests {
     use super::*;
     use dg_core::{ImageSize, Seed};
+    use dg_flux::RunError;
     use dg_flux::watch::{Cancelled, Watch};
     use std::sync::atomic::AtomicU32;
     use std::time::Duration;
 
     /// Makes black pictures; panics or dawdles when the prompt says so.
-    struct Fake;
+    struct Fake {
+        /// How many are gone.
+        drops: Arc<AtomicU32>,
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            self.drops.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     impl Engine for Fake {
         fn generate(
             &mut self,
             batch: &[GenerateRequest],
             watch: &mut dyn Watch,
-        ) -> Result<Vec<Picture>, Cancelled> {
+        ) -> Result<Vec<Picture>, RunError> {
             match batch[0].prompt.as_str() {
                 "panic" => panic!("as asked"),
                 "dawdle" => {
                     while !watch.stop() {
                         std::thread::sleep(Duration::from_millis(1));
                     }
-                    return Err(Cancelled);
+                    return Err(Cancelled.into());
                 }
                 _ => {}
             }
@@ -222,13 +243,50 @@ mod tests {
 
     /// A cluster of fakes, and how often its engine was loaded.
     async fn cluster() -> (Cluster, Arc<AtomicU32>) {
-        let loads = Arc::new(AtomicU32::new(0));
-        let counted = loads.clone();
+        let (cluster, loads, _) = counted_cluster().await;
+        (cluster, loads)
+    }
+
+    /// A cluster of fakes, how often its engine was loaded and how many engines are gone.
+    async fn counted_cluster() -> (Cluster, Arc<AtomicU32>, Arc<AtomicU32>) {
+        let (loads, drops) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (counted, dropped) = (loads.clone(), drops.clone());
         let load = move || -> Result<Box<dyn Engine>, StartError> {
             counted.fetch_add(1, Ordering::Relaxed);
-            Ok(Box::new(Fake))
+            Ok(Box::new(Fake { drops: dropped.clone() }))
         };
-        (Cluster::with_engine(Arc::new(load), 1).await.unwrap(), loads)
+        (Cluster::with_engine(Arc::new(load), 1).await.unwrap(), loads, drops)
+    }
+
+    /// Waits, at most ten seconds, until that many engines are gone.
+    async fn dropped(drops: &AtomicU32, engines: u32) {
+        for _ in 0..1000 {
+            if drops.load(Ordering::Relaxed) == engines {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} engines are gone, not {engines}", drops.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn dropping_a_cluster_drops_its_engine() {
+        let (cluster, loads, drops) = counted_cluster().await;
+        assert!(cluster.submit(vec![request("a", 0)]).finish().await.is_ok());
+        assert_eq!((loads.load(Ordering::Relaxed), drops.load(Ordering::Relaxed)), (1, 0));
+        drop(cluster);
+        dropped(&drops, 1).await;
+    }
+
+    #[tokio::test]
+    async fn shutting_down_drops_the_engine_once_its_job_is_done() {
+        let (cluster, _, drops) = counted_cluster().await;
+        let running = cluster.submit(vec![request("dawdle", 0)]);
+        let waiting = cluster.submit(vec![request("a", 0)]);
+        cluster.shutdown().await;
+        assert_eq!(waiting.finish().await, Err(JobError::Stopped));
+        drop(running);
+        dropped(&drops, 1).await;
     }
 
     #[tokio::test]

@@ -4,8 +4,8 @@ use crate::cluster::JobSpec;
 use crate::logic::queue::JobId;
 use crate::{JobError, StartError};
 use dg_core::{GenerateRequest, StepEvent};
-use dg_flux::watch::{Cancelled, Watch};
-use dg_flux::{Picture, Pipeline};
+use dg_flux::watch::Watch;
+use dg_flux::{Picture, Pipeline, RunError};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(crate) trait Engine: Send {
         &mut self,
         batch: &[GenerateRequest],
         watch: &mut dyn Watch,
-    ) -> Result<Vec<Picture>, Cancelled>;
+    ) -> Result<Vec<Picture>, RunError>;
 }
 
 impl Engine for Pipeline {
@@ -25,7 +25,7 @@ impl Engine for Pipeline {
         &mut self,
         batch: &[GenerateRequest],
         watch: &mut dyn Watch,
-    ) -> Result<Vec<Picture>, Cancelled> {
+    ) -> Result<Vec<Picture>, RunError> {
         Self::generate(self, batch, watch)
     }
 }
@@ -81,7 +81,7 @@ fn work(engine: &mut dyn Engine, pool: &rayon::ThreadPool, jobs: &Receiver<JobSp
         let panicked = outcome.is_err();
         let result = match outcome {
             Ok(Ok(pictures)) => Ok(pictures),
-            Ok(Err(Cancelled)) => Err(JobError::Cancelled),
+            Ok(Err(e)) => Err(e.into()),
             Err(panic) => Err(JobError::Panicked(message(&*panic))),
         };
         let id = job.id;

@@ -1,7 +1,7 @@
 //! Why a cluster does not start, and why a job ends without pictures.
 
 use dg_core::ExitCode;
-use dg_flux::ModelError;
+use dg_flux::{ModelError, RunError};
 
 /// A cluster that could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +62,14 @@ pub enum JobError {
     /// Too many jobs are waiting.
     #[error("{0} jobs are waiting already")]
     QueueFull(usize),
+    /// The run could not be finished.
+    #[error("{reason}")]
+    Run {
+        /// What went wrong.
+        reason: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// The worker panicked; the message is the panic's.
     #[error("the worker failed: {0}")]
     Panicked(String),
@@ -83,9 +91,19 @@ impl JobError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),
+            Self::Run { hint, .. } => hint.clone(),
             Self::Unlike(_) => Some("submit unlike requests as separate batches".into()),
             Self::QueueFull(_) => Some("wait for a job to finish".into()),
             _ => None,
+        }
+    }
+}
+
+impl From<RunError> for JobError {
+    fn from(e: RunError) -> Self {
+        match e {
+            RunError::Cancelled(_) => Self::Cancelled,
+            other => Self::Run { hint: other.hint(), reason: other.to_string() },
         }
     }
 }

@@ -30,13 +30,15 @@ pub fn memory_need(
 ) -> MemoryNeed {
     let shape = repo.shape();
     let one = |r: &GenerateRequest| {
-        let tokens = r.size.image_tokens() + r.max_sequence_length.tokens();
-        let denoise = shape.transformer.activation_bytes(batch_size.clamp(1, requests.len()), tokens);
+        let text = r.max_sequence_length.tokens();
+        let images = batch_size.clamp(1, requests.len());
+        let denoise = shape.transformer.activation_bytes(images, r.size.image_tokens() + text);
         let tile = (shape.vae.sample_size as u64).pow(2);
         let tiled = Tiling::applies(&shape.vae, r.size, options.vae_tiling);
         let pixels = if tiled { tile } else { r.size.pixels() };
-        denoise.max(shape.vae.decode_bytes(pixels))
+        denoise.max(shape.vae.decode_bytes(pixels)).max(shape.t5.activation_bytes(text))
     };
-    let activations = requests.iter().map(one).max().unwrap_or(0);
+    let hungriest = requests.iter().map(one).max().unwrap_or(0);
+    let activations = hungriest.saturating_add(repo.converted_bytes(options.dtype));
     MemoryNeed { weights: repo.weight_bytes(), activations }
 }

@@ -3,7 +3,9 @@
 use crate::names;
 use crate::prompts::{ROWS_MAX, Row, RowError};
 use dg_config::{Key, Origin, Settings, Value};
-use dg_core::{BadNumber, BadSize, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, Steps};
+use dg_core::{
+    BadNumber, BadSize, GenerateRequest, ImageSize, NoiseIndex, Scale, Seed, SequenceLength, Steps,
+};
 use std::collections::BTreeSet;
 
 /// One picture to make.
@@ -177,7 +179,7 @@ fn request(
         true_cfg_scale: Scale::try_from(number(Key::TrueCfgScale)).map_err(bad)?,
         max_sequence_length: SequenceLength::try_from(integer(Key::MaxSequenceLength)).map_err(bad)?,
         seed: Seed(0),
-        noise_index: kept(Key::Seed).map_or(0, |t| t.noise_index),
+        noise_index: kept(Key::Seed).map_or_else(NoiseIndex::default, |t| t.noise_index),
     })
 }
 

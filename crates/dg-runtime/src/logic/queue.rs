@@ -139,47 +139,83 @@ mod tests {
         assert_eq!(q.handle(Submitted(B)), [Fail(B)]);
     }
 
+    /// A queue, the owners' view of its jobs and a worker that may be there.
+    #[derive(Default)]
+    struct World {
+        queue: Queue,
+        ends: Vec<u32>,
+        running: Option<JobId>,
+        up: bool,
+        stopped: bool,
+    }
+
+    impl World {
+        fn submit(&mut self) {
+            let job = JobId(self.ends.len() as u64);
+            self.ends.push(0);
+            self.tell(Submitted(job));
+        }
+
+        fn come_up(&mut self) {
+            self.up = true;
+            self.tell(WorkerReady);
+        }
+
+        fn lose(&mut self) {
+            (self.up, self.running) = (false, None);
+            self.tell(WorkerLost);
+        }
+
+        /// Whether there was a job to finish.
+        fn finish(&mut self) -> bool {
+            let Some(job) = self.running.take() else { return false };
+            self.ends[job.0 as usize] += 1;
+            self.tell(Finished(job));
+            true
+        }
+
+        fn tell(&mut self, event: Event) {
+            for action in self.queue.handle(event) {
+                match action {
+                    Start(job) => assert!(self.running.replace(job).is_none() && self.up && !self.stopped),
+                    Fail(job) | Refuse(job) => self.ends[job.0 as usize] += 1,
+                    Respawn => assert!(!self.stopped),
+                    Stop => self.stopped = true,
+                }
+            }
+        }
+    }
+
     /// Every submitted job gets exactly one end, whatever happens in between.
     #[test]
     fn every_job_ends_once() {
+        let (mut all_done, mut given_up) = (0, 0);
         for seed in 0..2000u64 {
             let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-            let mut q = Queue::default();
-            let mut ends = [0; 20];
-            let (mut running, mut up, mut submitted) = (None, false, 0);
+            let mut world = World::default();
+            // some runs lose many workers, some few
+            let losses = 1 + seed % 20;
             for _ in 0..400 {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
-                let event = match random % 7 {
-                    0 | 1 if submitted < 20 => {
-                        submitted += 1;
-                        Submitted(JobId(submitted - 1))
-                    }
-                    2 if up => WorkerLost,
-                    _ if !up => WorkerReady,
-                    _ => match running.take() {
-                        Some(JobId(j)) => {
-                            ends[j as usize] += 1;
-                            Finished(JobId(j))
-                        }
-                        None => continue,
-                    },
-                };
-                match event {
-                    WorkerReady => up = true,
-                    WorkerLost => (up, running) = (false, None),
-                    _ => {}
-                }
-                for action in q.handle(event) {
-                    match action {
-                        Start(job) => assert!(running.replace(job).is_none() && up),
-                        Fail(JobId(j)) | Refuse(JobId(j)) => ends[j as usize] += 1,
-                        Respawn | Stop => {}
+                match random % 100 {
+                    0..30 if world.ends.len() < 20 => world.submit(),
+                    roll if roll >= 100 - losses && !world.stopped => world.lose(),
+                    _ if !world.up && !world.stopped => world.come_up(),
+                    _ => {
+                        world.finish();
                     }
                 }
             }
-            assert!(ends.iter().all(|n| *n <= 1), "seed {seed}: {ends:?}");
+            assert!(world.ends.iter().all(|n| *n <= 1), "seed {seed}: {:?}", world.ends);
+            if !world.up && !world.stopped {
+                world.come_up();
+            }
+            while world.finish() {}
+            assert!(world.ends.iter().all(|n| *n == 1), "seed {seed}: {:?}", world.ends);
+            *(if world.stopped { &mut given_up } else { &mut all_done }) += 1;
         }
+        assert!(all_done > 100 && given_up > 100, "{all_done} drained, {given_up} stopped");
     }
 }
