@@ -21,6 +21,7 @@ fn the_five_pictures_of_the_demo_model() {
             let difference = image_difference(&pictures[0].rgb, &golden);
             println!("{file}: {difference:?}");
             assert!(difference.max <= 1, "{file}: {difference:?}");
+            assert!(difference.differing_fraction <= 0.0005, "{file}: {difference:?}");
         }
     });
 }

@@ -3,6 +3,7 @@
 mod batch;
 mod cases;
 mod common;
+mod config;
 mod demo;
 mod hostile;
 mod noise;

@@ -1,4 +1,4 @@
-//! Benchmarks of the parts of a picture. Prints one JSON object; `peer.py` beside this crate runs
+//! Benchmarks of the parts of a picture. Prints one JSON object; `peers/diffusers_bench.py` runs
 //! diffusers on the same weights and shapes, interleaved, and prints the ratios.
 //!
 //! # Layout

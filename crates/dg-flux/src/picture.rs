@@ -40,3 +40,28 @@ pub fn hash_values(values: &[f32]) -> String {
     }
     hasher.finalize().to_hex().to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 126.5 becomes 126 and 127.5 becomes 128, as numpy's `rint` has it.
+    #[test]
+    fn halves_are_rounded_to_even() {
+        let half = |k: u8| (f32::from(k) + 0.5) / 255.0 * 2.0 - 1.0;
+        let exact = |k: &u8| (half(*k) * 0.5 + 0.5) * 255.0 == f32::from(*k) + 0.5;
+        let ties: Vec<u8> = (0..=254).filter(exact).collect();
+        assert!(ties.iter().filter(|k| **k % 2 == 0).count() > 10, "{ties:?}");
+        let values: Vec<f32> = (0..3).flat_map(|_| ties.iter().map(|k| half(*k))).collect();
+        let picture = k::from_vec(values, [1, 3, 1, ties.len()], &crate::cpu());
+        let expected: Vec<u8> = ties.iter().flat_map(|k| [k + k % 2; 3]).collect();
+        assert_eq!(to_rgb(picture, Precision::F32), expected);
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_clamped() {
+        let values = vec![-7.0, 7.0, -1.0, 1.0, 0.0, f32::INFINITY];
+        let picture = k::from_vec(values, [1, 3, 1, 2], &crate::cpu());
+        assert_eq!(to_rgb(picture, Precision::F32), [0, 0, 128, 255, 255, 255]);
+    }
+}

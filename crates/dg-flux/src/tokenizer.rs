@@ -3,6 +3,7 @@
 use crate::{ModelError, ModelSource};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenizers::Tokenizer;
 
 /// CLIP reads this many tokens, start and end included.
@@ -67,9 +68,7 @@ impl PromptTokenizer {
     ///
     /// Fails when the tokenizer has no token for a part of the prompt, nor one for unknown parts.
     pub fn encode(&self, prompt: &str, length: usize) -> Result<Tokens, ModelError> {
-        let encoding = self
-            .inner
-            .encode(prompt, false)
+        let encoding = fenced(|| self.inner.encode(prompt, false))
             .map_err(|e| broken(self.file, format!("it cannot encode the prompt: {e}")))?;
         let room = length.saturating_sub(1 + usize::from(self.start.is_some()));
         let words = encoding.get_ids();
@@ -96,7 +95,15 @@ impl PromptTokenizer {
 }
 
 fn parse(file: &str, bytes: &[u8]) -> Result<Tokenizer, ModelError> {
-    Tokenizer::from_bytes(bytes).map_err(|e| broken(file, e.to_string()))
+    fenced(|| Tokenizer::from_bytes(bytes)).map_err(|e| broken(file, e))
+}
+
+/// Runs a call of the tokenizers crate, which panics on a damaged `precompiled_charsmap`.
+fn fenced<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("its definition is damaged".into()),
+    }
 }
 
 fn broken(file: &str, reason: String) -> ModelError {

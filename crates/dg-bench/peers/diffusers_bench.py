@@ -2,7 +2,7 @@
 
     cargo build --release -p dg-bench -p diffgentor
     target/release/dg-bench make bench-model
-    python crates/dg-bench/peer.py --model bench-model [--threads 2] [--repeats 5] [dit vae text attention e2e]
+    python crates/dg-bench/peers/diffusers_bench.py --model bench-model [--threads 2] [--repeats 5] [dit vae text attention e2e]
 
 Needs torch, diffusers and transformers in the Python that runs it. Prints one JSON line per
 benchmark and a table: medians of wall and CPU seconds, and ours / diffusers. A run of ours and one
@@ -21,7 +21,7 @@ def arguments():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--attention", default="24x128x4608,8x128x1536,4x32x200", help="heads x head dim x tokens")
-    p.add_argument("--e2e_model", help="a small model folder for the cold start, tests/data/tiny-dev for instance")
+    p.add_argument("--e2e_model", help="a small model folder with all tokenizer files, for the cold start")
     return p.parse_args()
 
 
@@ -32,9 +32,11 @@ def ours(a, part, *more):
 
 
 def timed(work):
+    """Wall and CPU seconds; work that measures itself returns its own."""
     wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    own = work()
+    here = time.perf_counter() - wall, time.process_time() - cpu
+    return own if isinstance(own, tuple) and all(isinstance(x, float) for x in own) else here
 
 
 def compare(a, name, our_run, peer_run):
@@ -108,22 +110,20 @@ p("two porcelain teacups on a wooden table", height=512, width=512, num_inferenc
 
 
 def cold(a):
-    """From exec to the picture on disk, both in fresh processes."""
+    """From exec to the picture on disk, both in fresh processes; CPU seconds are the child's."""
     folder = tempfile.mkdtemp()
-    def peer():
-        subprocess.run([sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png")],
-                       check=True, capture_output=True)
-    def run():
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start = time.perf_counter()
-        subprocess.run([os.path.join(a.bin, "diffgentor"), "t2i", "--model_name", a.e2e_model, "--no_resume", "--quiet",
-                        "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", "512",
-                        "--width", "512", "--num_inference_steps", "4", "--threads", str(a.threads),
-                        "--output_dir", folder], check=True, capture_output=True)
-        wall = time.perf_counter() - start
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, {}
-    return compare(a, "cold start to picture, 512x512, 4 steps", run, peer)
+    peer = [sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png")]
+    us = [os.path.join(a.bin, "diffgentor"), "t2i", "--model_name", a.e2e_model, "--no_resume", "--quiet",
+          "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", "512", "--width", "512",
+          "--num_inference_steps", "4", "--threads", str(a.threads), "--output_dir", folder]
+    return compare(a, "cold start to picture, 512x512, 4 steps", lambda: (*child(us), {}), lambda: child(peer))
+
+
+def child(command):
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def table(lines):
