@@ -1,7 +1,7 @@
 //! The command line and what it answers.
 
 use super::place::{Place, expect_exit};
-use dg_config::{Kind, SETTINGS};
+use dg_config::{Key, Kind, SETTINGS};
 
 #[test]
 fn the_version_has_build_facts() {
@@ -26,6 +26,10 @@ fn wrong_command_lines_end_with_2() {
         (&["t2i", "--prompt", "x", "--prompts_file", "p.txt"], "exclude each other"),
         (&["t2i", "--prompt", "x", "--torch-compile"], "`--torch_compile` has no meaning here"),
         (&["t2i", "--prompt", "x", "--node_rank=1"], "hint: "),
+        (&["t2i", "--prompt", "x", "--heigth", "64"], "\n\nhint: did you mean --height?"),
+        (&["t2i", "red apple"], "hint: did you mean --prompt \"red apple\""),
+        (&["t2i", "--prompt", "--seed", "1"], "`--seed` is a flag"),
+        (&["doctor", "--jsn"], "\n\nhint: "),
         (&["paint"], "unrecognized subcommand"),
         (&[], "Usage"),
     ] {
@@ -39,11 +43,27 @@ fn what_this_version_has_not_ends_with_4() {
     let place = Place::new();
     expect_exit(&place.small(&["--prompt", "x", "--num_gpus", "2"]), 4, &["num_gpus = 2", "hint: "]);
     expect_exit(&place.small(&["--prompt", "x", "--device", "cuda"]), 4, &["no CUDA", "hint: "]);
-    let degree = [("DG_XDIT_ULYSSES_DEGREE", "2")];
-    expect_exit(&place.run_with(&["t2i", "--prompt", "x"], &degree), 4, &["DG_XDIT_ULYSSES_DEGREE"]);
+    for (name, value, said) in [
+        ("DG_XDIT_ULYSSES_DEGREE", "2", "ulysses_degree = 2"),
+        ("DG_XDIT_NUM_PIPELINE_PATCH", "4", "num_pipeline_patch = 4"),
+        ("DG_XDIT_PIPELINE", "stale", "pipeline = stale"),
+        ("DG_XDIT_WARMUP_STEPS", "3", "warmup_steps = 3"),
+    ] {
+        let output = place.run_with(&["t2i", "--prompt", "x"], &[(name, value)]);
+        expect_exit(&output, 4, &[said, name, "parallel engine", "hint: "]);
+    }
     let huge = ["--height", "8192", "--width", "8192", "--batch_size", "64", "--num_images_per_prompt", "64"];
     let huge = place.run(&[&["t2i", "--prompt", "x"], &huge[..]].concat());
     expect_exit(&huge, 4, &["not enough memory", "GiB needed", "free", "--force"]);
+}
+
+#[test]
+fn a_prompt_may_begin_with_a_hyphen() {
+    let place = Place::new();
+    for args in [["--prompt", "-5 degrees"], ["-p", "--no-smoking sign"]] {
+        let output = place.small(&[&args[..], &["--negative-prompt", "-1", "--dry_run"]].concat());
+        expect_exit(&output, 0, &[]);
+    }
 }
 
 #[test]
@@ -87,6 +107,7 @@ fn hyphens_and_underscores_are_the_same() {
     for s in SETTINGS.iter().filter(|s| s.flag && s.name.contains('_')) {
         let value = match s.kind {
             Kind::Switch => "true",
+            _ if s.key == Key::FromImage => "a/000000.png",
             _ if s.default.is_empty() => "7",
             _ => s.default,
         };

@@ -47,11 +47,68 @@ fn mistakes_in_settings_end_with_3_and_say_where() {
         ("DG_XDIT_RING_DEGREE", ""),
         ("DG_T2I_NO_RESUME", "two"),
         ("DG_LOG", "a=b=c"),
+        ("DG_XDIT_TENSOR_PARALLEL_DEGREE", "2"),
     ] {
         expect_exit(&place.run_with(&["t2i", "--prompt", "x"], &[(name, value)]), 3, &[name, "hint: "]);
     }
     let output = place.run_with(&["config", "show"], &[("DG_T2I_HEIGTH", "1")]);
     expect_exit(&output, 0, &["warning: ", "did you mean DG_T2I_HEIGHT?"]);
+}
+
+#[test]
+fn every_mistake_in_a_file_gets_a_hint() {
+    let place = Place::new();
+    for (text, hint) in [
+        ("[generate\n", "hint: TOML has sections"),
+        ("[generate]\nheight = \"64\"\n", "hint: write for instance `height = 1024`, without quotes"),
+        ("[generate]\nsteps = 4\n", "hint: did you mean `num_inference_steps`?"),
+        ("[model]\npaht = \"x\"\n", "hint: did you mean `path`?"),
+    ] {
+        place.write("bad.toml", text);
+        expect_exit(&place.run(&["t2i", "--prompt", "x", "--config", "bad.toml"]), 3, &[hint]);
+    }
+    let args = ["t2i", "--log_format", "json", "--config", "bad.toml"];
+    for output in [
+        place.run(&args),
+        place.run_with(&["t2i", "--config", "bad.toml"], &[("DG_T2I_LOG_FORMAT", "json")]),
+        place.run(&["t2i", "--heigth", "1", "--log_format=json"]),
+    ] {
+        let error: Value = serde_json::from_str(output.stderr.trim()).expect("one line of JSON");
+        assert!(error["hint"].is_string(), "{error}");
+    }
+}
+
+#[test]
+fn the_picture_and_the_machine_are_origins_too() {
+    let place = Place::new();
+    place.small(&["--prompt", "a cat", "--seed", "5"]).expect_success();
+    let settings = shown(&place, &["--from_image", "output/000000.png", "--width", "96"], &[]);
+    for (name, value, origin) in [
+        ("prompt", Value::from("a cat"), "the picture"),
+        ("seed", 5.into(), "the picture"),
+        ("height", 64.into(), "the picture"),
+        ("width", 96.into(), "flag"),
+    ] {
+        assert_eq!((&settings[name]["value"], &settings[name]["origin"]), (&value, &origin.into()), "{name}");
+    }
+    assert!(settings["threads"]["value"].as_u64().is_some_and(|n| n > 0), "{}", settings["threads"]);
+    let text = place.run(&["config", "show"]).expect_success().stdout;
+    assert!(text.contains("\nname = \"demo\"") && text.contains("# threads = "), "{text}");
+    let none = place.run(&["config", "show", "--from_image", "none.png"]);
+    expect_exit(&none, 3, &["none.png", "hint: "]);
+}
+
+#[test]
+fn the_environment_of_others_hides_no_warning() {
+    let place = Place::new();
+    let args = ["t2i", "--prompt", "x", "--width", "100", "--dry_run"];
+    let warned = |args: &[&str], env: &[(&str, &str)]| {
+        place.run_with(args, env).expect_success().stderr.contains("rounded down")
+    };
+    assert!(warned(&args, &[("RUST_LOG", "other=error")]) && warned(&args, &[("RUST_LOG", "off")]));
+    assert!(!warned(&args, &[("DG_LOG", "error")]));
+    assert!(!warned(&[&args[..], &["--quiet"]].concat(), &[("RUST_LOG", "trace")]));
+    assert!(warned(&[&args[..], &["-v"]].concat(), &[("DG_LOG", "error")]));
 }
 
 #[test]

@@ -39,7 +39,11 @@ fn a_hub_model_is_fetched_once_and_draws_as_its_folder_does() {
         3,
         &["--local_files_only", "hint: "],
     );
-    expect_exit(&run(&["--model_name", "someone/tiny", "--dry_run"]), 3, &["someone/tiny"]);
+    expect_exit(
+        &run(&["--model_name", "someone/tiny", "--dry_run"]),
+        3,
+        &["someone/tiny", "a dry run downloads"],
+    );
     expect_exit(&run(&["--model_name", "someone/tiny", "--output_dir", "a"]), 0, &[]);
     assert!(server.take_requests().iter().all(|r| !r.path.contains("README")), "only what is needed");
     expect_exit(&run(&["--model_name", "someone/tiny", "--output_dir", "b", "--local_files_only"]), 0, &[]);

@@ -2,6 +2,7 @@
 
 use super::place::{Place, SMALL, expect_exit, json_lines, text};
 use dg_testkit::{image_difference, model_dir, read_png_rgb};
+use std::os::unix::fs::FileTypeExt;
 use std::process::Stdio;
 
 #[test]
@@ -163,15 +164,15 @@ fn a_closed_standard_output_is_no_panic() {
 }
 
 #[test]
-fn a_full_disk_fails_that_picture_only() {
+fn a_full_disk_ends_the_run_and_the_next_one_goes_on() {
     let place = Place::new();
     place.write(
         "p.jsonl",
         "{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"width\":512,\"height\":512}\n{\"prompt\":\"c\"}\n",
     );
     std::fs::create_dir(place.path("disk")).expect("a new folder");
-    let script =
-        "mount -t tmpfs -o size=64k none disk || exit 77\n\"$@\"\ncode=$?\nls -A disk >&2\nexit $code";
+    let script = "mount -t tmpfs -o size=64k none disk || exit 77\n\"$@\"\ncode=$?\nls -A disk >&2\n\
+                  mount -o remount,size=8m disk || exit 77\n\"$@\" >&2 || exit 78\nls -A disk >&2\nexit $code";
     let program = text(dg_testkit::diffgentor_bin());
     let mut unshare = std::process::Command::new("unshare");
     unshare.args(["-rm", "sh", "-c", script, "sh", program]).args(SMALL);
@@ -186,12 +187,96 @@ fn a_full_disk_fails_that_picture_only() {
     };
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{stdout}\n{stderr}");
-    assert!(stderr.contains("No space left") && stderr.contains("1 of 3 pictures failed"), "{stderr}");
-    assert!(stderr.ends_with("000000.png\n000002.png\n"), "no half file and no temporary file: {stderr}");
+    for part in ["No space left", "1 of 3 pictures are there", "hint: make room"] {
+        assert_eq!(stderr.matches(part).count(), 1, "{part}: {stderr}");
+    }
+    let (first, second) = stderr.split_once("again\n000000.png\n").expect("no half file, no temporary file");
+    assert!(first.contains("000001.png"), "{stderr}");
+    assert!(second.contains("\"skipped\":true"), "{stderr}");
+    assert!(second.ends_with("000000.png\n000001.png\n000002.png\n"), "{stderr}");
     let errors: Vec<bool> = stdout.lines().map(|line| line.contains("\"error\"")).collect();
-    assert_eq!(errors, [false, true, false], "{stdout}");
+    assert_eq!(errors, [false, true], "{stdout}");
 }
 
 fn unshare_refused(stderr: &[u8]) -> bool {
     String::from_utf8_lossy(stderr).starts_with("unshare: ")
+}
+
+#[test]
+fn a_report_goes_into_a_fifo_and_a_device_and_behind_a_link() {
+    let place = Place::new();
+    let made = ["--prompt", "x", "--seed", "4", "--report"];
+    let fifo = place.path("fifo");
+    let status = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(status.is_ok_and(|s| s.success()), "mkfifo works in a temporary folder");
+    let reader = std::thread::spawn(move || std::fs::read(fifo).expect("a FIFO"));
+    place.small(&[&made[..], &["fifo"]].concat()).expect_success();
+    let read: dg_core::report::Report =
+        serde_json::from_slice(&reader.join().expect("no panic")).expect("a report");
+    assert_eq!(read.schema, 1);
+    let kind =
+        |name: &str| std::fs::symlink_metadata(place.path(name)).expect("it is still there").file_type();
+    assert!(kind("fifo").is_fifo());
+    std::os::unix::fs::symlink("real.json", place.path("link.json")).expect("a new link");
+    place.small(&[&made[..], &["link.json"]].concat()).expect_success();
+    assert!(kind("link.json").is_symlink() && kind("real.json").is_file());
+    // what was printed before stays
+    let command = "\"$@\" > out.txt";
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", command, "sh", text(dg_testkit::diffgentor_bin())]).args(SMALL).args(made);
+    shell.arg("/dev/stdout").current_dir(place.path(".")).env("XDG_CACHE_HOME", place.path(".cache"));
+    assert!(shell.status().is_ok_and(|s| s.success()));
+    let out = String::from_utf8(place.read("out.txt")).expect("text");
+    assert!(out.starts_with("output/000000.png\n{") && out.ends_with("}\n"), "{out}");
+    let null = std::process::Command::new("mknod").arg(place.path("null")).args(["c", "1", "3"]).status();
+    if !null.is_ok_and(|s| s.success()) {
+        println!("SKIPPED: a device cannot be made here");
+        return;
+    }
+    let output = place.small(&[&made[..], &["null"]].concat());
+    assert!(kind("null").is_char_device());
+    match std::fs::OpenOptions::new().write(true).open(place.path("null")) {
+        Ok(_) => expect_exit(&output, 0, &[]),
+        Err(_) => println!("SKIPPED: this file system has no devices"),
+    }
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_any_work() {
+    let place = Place::new();
+    let refused = place.small(&["--prompt", "x", "--report", "none/r.json"]);
+    expect_exit(&refused, 3, &["cannot write the report none/r.json", "hint: check --report"]);
+    assert_eq!(refused.stderr.matches("cannot write the report").count(), 1, "{}", refused.stderr);
+    assert!(place.names("output").is_empty(), "refused before the pictures are made");
+    place.small(&["--prompt", "x", "--report", "output/r.json"]).expect_success();
+    let huge = ["--height", "8192", "--width", "8192", "--batch_size", "64", "--num_images_per_prompt", "64"];
+    let huge = [&["--prompt", "x", "--output_dir", "huge", "--report", "m.json"], &huge[..]].concat();
+    expect_exit(&place.small(&huge), 4, &["not enough memory"]);
+    assert!(!place.path("huge").exists() && place.path("m.json").exists());
+}
+
+#[test]
+fn a_full_standard_output_is_an_error() {
+    let place = Place::new();
+    for args in [&["--prompt", "x"][..], &["--prompt", "x"], &["--prompt", "x", "--dry_run"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a Linux system");
+        let args = [SMALL, args].concat();
+        let child = place.command(&args).stdout(full).spawn().expect("the program was just built");
+        let output = dg_testkit::program::finish(child, super::place::TIMEOUT);
+        expect_exit(&output, 1, &["cannot write to standard output", "hint: "]);
+    }
+    assert_eq!(place.names("output").len(), 1, "the picture is made all the same");
+}
+
+#[test]
+fn a_dry_run_tells_no_seed_that_will_not_be_used() {
+    let place = Place::new();
+    let seed = |args: &[&str]| {
+        let args = [&["--prompt", "x", "--dry_run", "--json"], args].concat();
+        json_lines(&place.small(&args).expect_success())[0]["files"][0]["seed"].clone()
+    };
+    assert!(seed(&[]).is_null());
+    assert_eq!(seed(&["--seed", "5"]), 5);
+    place.small(&["--prompt", "x", "--seed", "6"]).expect_success();
+    assert_eq!(seed(&[]), 6, "the finished picture's");
 }

@@ -58,6 +58,10 @@ fn no_name_leaves_the_output_folder() {
     assert!(!place.path("deep").exists() && !place.path("evil.png").exists());
     place.write("p.jsonl", "{\"prompt\":\"a\",\"name\":\"x\"}\n{\"prompt\":\"b\",\"name\":\"x.png\"}\n");
     expect_exit(&place.small(&["--prompts_file", "p.jsonl"]), 3, &["line 2: x.png is the file of line 1"]);
+    let rows = "{\"prompt\":\"a\",\"name\":\"x\"}\n{\"prompt\":1}\n{\"prompt\":\"b\",\"name\":\"x\"}\n";
+    place.write("p.jsonl", rows);
+    let output = place.small(&["--prompts_file", "p.jsonl"]);
+    expect_exit(&output, 3, &["2 bad rows", "line 2: ", "line 3: x.png is the file of line 1"]);
 }
 
 #[test]

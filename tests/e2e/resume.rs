@@ -52,6 +52,77 @@ fn damaged_pictures_are_made_again() {
 }
 
 #[test]
+fn damaged_lossy_pictures_are_made_again() {
+    for (format, file) in [("jpeg", "output/000000.jpg"), ("webp", "output/000000.webp")] {
+        let place = Place::new();
+        let args = ["--prompt", "x", "--seed", "1", "--output_format", format, "--json"];
+        let lines = |args: &[&str]| json_lines(&place.small(args).expect_success());
+        let first = lines(&args);
+        let kept = lines(&args);
+        assert_eq!((&first[0]["skipped"], &kept[0]["skipped"]), (&false.into(), &true.into()), "{format}");
+        assert_eq!(first[0]["pixels_blake3"], kept[0]["pixels_blake3"], "{format}");
+        let plain = lines(&[&args[..], &["--no_metadata", "--no_resume", "--output_dir", "plain"]].concat());
+        assert_eq!(first[0]["pixels_blake3"], plain[0]["pixels_blake3"], "{format}");
+        let whole = place.read(file);
+        // a JPEG has its pictures at the end, a WebP its record
+        let middle = if format == "jpeg" { whole.len() - whole.len() / 8 } else { whole.len() / 3 };
+        for bit in [0, 3, 6] {
+            let mut flipped = whole.clone();
+            flipped[middle] ^= 1 << bit;
+            place.write(file, &flipped);
+            assert_eq!(lines(&args)[0]["skipped"], false, "{format} bit {bit} of byte {middle}");
+            assert!(place.read(file) == whole);
+        }
+    }
+}
+
+#[test]
+fn pictures_of_another_request_are_replaced_with_a_warning() {
+    let place = Place::new();
+    let two = ["--seed", "1", "--num_images_per_prompt", "2"];
+    let run = |prompt: &str| place.small(&[&["--prompt", prompt], &two[..]].concat()).expect_success().stderr;
+    assert!(!run("x").contains("replaced"));
+    assert!(!run("x").contains("replaced"), "the same request");
+    let said = run("y");
+    let warning = "2 pictures of another request will be replaced, `000000_00.png` for one";
+    assert_eq!(said.matches(warning).count(), 1, "{said}");
+    assert!(!run("y").contains("replaced"));
+}
+
+#[test]
+fn foreign_pictures_are_not_replaced() {
+    let place = Place::new();
+    let args = ["--prompt", "x", "--seed", "1"];
+    let with = |more: &[&str]| place.small(&[&args[..], more].concat());
+    with(&["--no_metadata", "--output_dir", "other"]).expect_success();
+    let plain = place.read("other/000000.png");
+    let folder = || std::fs::create_dir_all(place.path("output")).expect("a writable folder");
+    folder();
+    // a picture without record, one of a kind that is never made here, and another format
+    let rgba = image::RgbaImage::from_pixel(64, 64, image::Rgba([1, 2, 3, 4]));
+    rgba.save(place.path("rgba.png")).expect("a writable folder");
+    for foreign in [plain, place.read("rgba.png"), b"GIF89a".to_vec()] {
+        place.write("output/000000.png", &foreign);
+        for more in [&[][..], &["--dry_run"]] {
+            let said = ["output/000000.png", "hint: ", "--output_dir", "--no_resume", "--force"];
+            expect_exit(&with(more), 3, &said);
+            assert!(place.read("output/000000.png") == foreign);
+        }
+        for more in ["--no_resume", "--force"] {
+            place.write("output/000000.png", &foreign);
+            with(&[more]).expect_success();
+            assert!(place.read("output/000000.png") != foreign, "{more}");
+        }
+    }
+    // a record too long for its format is not missed
+    let long = "猫".repeat(12_000);
+    let long = ["--prompt", &long, "--seed", "1", "--output_format", "webp"];
+    for _ in 0..2 {
+        place.small(&long).expect_success();
+    }
+}
+
+#[test]
 fn a_killed_run_is_continued_to_the_same_tree() {
     let place = Place::new();
     place.write("p.txt", "red apple\nhouse\nrocket\n");

@@ -109,7 +109,7 @@ fn a_damaged_charsmap_is_an_error() {
     for map in ["AAAAAA==", "BAAAAAAAAAA=", "BAAAAP////8=", "no base64", ""] {
         let copy = Copy::new();
         copy.edit(file, |bytes| {
-            let mut json: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+            let mut json: Value = serde_json::from_slice(bytes).expect("JSON");
             let normalizers = json.pointer_mut("/normalizer/normalizers").and_then(|n| n.as_array_mut());
             let mut changed = 0;
             for n in normalizers.expect("a sequence").iter_mut().filter(|n| n["type"] == "Precompiled") {

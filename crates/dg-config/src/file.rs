@@ -1,6 +1,6 @@
 //! TOML → checked values. Every refusal shows the line.
 
-use crate::setting::{Kind, Value};
+use crate::setting::{Kind, Setting, Value};
 use crate::suggest;
 use crate::table::{self, Key, SECTIONS};
 use std::ops::Range;
@@ -42,7 +42,9 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<FileEntry>, FileError> {
     let reader = Reader { path, text };
     let root = DeTable::parse(text).map_err(|e| {
         let message = e.message().lines().next().unwrap_or("not TOML").to_string();
-        reader.error(e.span().unwrap_or(0..0), message, None)
+        let form = "TOML has sections and assignments: `[generate]`, then `height = 512` or `name = \"text\"`; \
+                    see docs/cli.md";
+        reader.error(e.span().unwrap_or(0..0), message, Some(form.into()))
     })?;
     let mut entries = Vec::new();
     for (section, value) in root.get_ref() {
@@ -52,7 +54,8 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<FileEntry>, FileError> {
         }
         let DeValue::Table(values) = value.get_ref() else {
             let message = format!("`{name}` is a section: expected `[{name}]`");
-            return Err(reader.error(section.span(), message, None));
+            let hint = format!("write `[{name}]` on a line of its own, and its keys below");
+            return Err(reader.error(section.span(), message, Some(hint)));
         };
         for (key, value) in values {
             let entry = reader.entry(name, key.get_ref(), key.span(), value)?;
@@ -91,14 +94,17 @@ impl Reader<'_> {
             (Some(text), _) => setting.parse(&text),
             (None, other) => Err(setting.bad(&format!("a {}", other.type_str()))),
         };
-        let value = checked.map_err(|e| self.error(value.span(), e.to_string(), None))?;
+        let value = checked
+            .map_err(|e| self.error(value.span(), e.to_string(), Some(form(setting, value.get_ref()))))?;
         Ok(FileEntry { key, value, line })
     }
 
     /// `[model] path` as a name that can only be a path.
     fn model_path(&self, value: &Spanned<DeValue<'_>>) -> Result<Value, FileError> {
         let DeValue::String(text) = value.get_ref() else {
-            return Err(self.error(value.span(), "path does not accept this: expected text".into(), None));
+            let hint = "write the folder in quotes: `path = \"models/flux\"`".to_string();
+            let message = "path does not accept this: expected text".to_string();
+            return Err(self.error(value.span(), message, Some(hint)));
         };
         if text.starts_with('~') {
             return Ok(Value::Text(text.to_string()));
@@ -131,13 +137,19 @@ impl Reader<'_> {
     }
 
     fn unknown_key(&self, section: &str, name: &str, at: Range<usize>) -> FileError {
-        let elsewhere = Key::named(name).map(|key| key.setting()).filter(|s| !s.section.is_empty());
-        let hint = match (table::similar(section, name), elsewhere) {
-            (_, Some(s)) => Some(format!("`{name}` belongs under `[{}]`", s.section)),
-            (Some(near), None) => Some(format!("did you mean `{near}`?")),
-            (None, None) => Some("`diffgentor config show` lists the keys of every section".into()),
+        let known = Key::named(name).map(|key| key.setting());
+        let original = table::original(name).map(|key| key.setting());
+        let hint = match (known, original, table::similar(section, name)) {
+            (Some(s), ..) if s.section.is_empty() && s.flag => {
+                format!("give it as `--{name}` or {}: it is no TOML key", s.env[0])
+            }
+            (Some(s), ..) if !s.section.is_empty() => format!("`{name}` belongs under `[{}]`", s.section),
+            (_, Some(s), _) if s.section == section => format!("did you mean `{}`?", s.toml_name()),
+            (_, Some(s), _) => format!("did you mean `{}` under `[{}]`?", s.toml_name(), s.section),
+            (_, _, Some(near)) => format!("did you mean `{near}`?"),
+            _ => "`diffgentor config show` lists the keys of every section".into(),
         };
-        self.error(at, format!("unknown key `{name}` in [{section}]"), hint)
+        self.error(at, format!("unknown key `{name}` in [{section}]"), Some(hint))
     }
 
     fn error(&self, at: Range<usize>, message: String, hint: Option<String>) -> FileError {
@@ -158,6 +170,22 @@ impl Reader<'_> {
     fn line(&self, at: usize) -> usize {
         self.text[..self.text.floor_char_boundary(at)].matches('\n').count() + 1
     }
+}
+
+/// How a value of this setting is written.
+fn form(setting: &Setting, given: &DeValue<'_>) -> String {
+    let name = setting.toml_name();
+    let example = match setting.kind {
+        Kind::Text(_) => "\"text\"".to_string(),
+        Kind::Choice(_) => format!("\"{}\"", setting.choices()[0]),
+        Kind::Switch => "true".into(),
+        _ if setting.default.is_empty() => "1".into(),
+        _ => setting.default.into(),
+    };
+    let unquoted =
+        matches!(given, DeValue::String(_)) && !matches!(setting.kind, Kind::Text(_) | Kind::Choice(_));
+    let quotes = if unquoted { ", without quotes" } else { "" };
+    format!("write for instance `{name} = {example}`{quotes}; see docs/cli.md")
 }
 
 /// A scalar as the text that [`crate::Setting::parse`] reads.
@@ -212,15 +240,28 @@ mod tests {
     fn wrong_files_are_refused() {
         refuse("[generat]\n", "run.toml:1:2: unknown section", "did you mean `[generate]`");
         refuse("height = 1\n", "run.toml:1:1: unknown section or key `height`", "belongs under `[generate]`");
-        refuse("generate = 1\n", "run.toml:1:1: `generate` is a section", "");
+        refuse("generate = 1\n", "run.toml:1:1: `generate` is a section", "write `[generate]`");
         refuse("[model]\nseed = 1\n", "run.toml:2:1: unknown key `seed` in [model]", "under `[generate]`");
-        refuse("[generate]\nprompt = \"x\"\n", "run.toml:2:1: unknown key `prompt`", "");
-        refuse("[generate]\nheight = \"64\"\n", "run.toml:2:10: height does not accept `\"64\"`", "");
-        refuse("[generate]\nheight = 0\n", "run.toml:2:10: height does not accept `0`", "");
+        refuse("[generate]\nprompt = \"x\"\n", "run.toml:2:1: unknown key `prompt`", "--prompt");
+        refuse(
+            "[generate]\nheight = \"64\"\n",
+            "run.toml:2:10: height does not accept `\"64\"`",
+            "without quotes",
+        );
+        refuse("[generate]\nheight = 0\n", "run.toml:2:10: height does not accept `0`", "`height = 1024`");
         refuse("[generate]\nheight = [1]\n", "run.toml:2:10: height does not accept `a array`", "");
         refuse("[generate]\nguidance_scale = nan\n", "run.toml:2:18: guidance_scale does not", "");
-        refuse("[generate]\nheight = 64\nheight = 65\n", "run.toml:3:1: duplicate key", "");
-        refuse("[generate\n", "run.toml:1:10:", "");
+        refuse("[generate]\nheight = 64\nheight = 65\n", "run.toml:3:1: duplicate key", "docs/cli.md");
+        refuse("[generate\n", "run.toml:1:10:", "docs/cli.md");
+        refuse("[model]\nnam = \"x\"\n", "run.toml:2:1: unknown key `nam`", "did you mean `name`");
+        refuse("[model]\npahT = \"x\"\n", "run.toml:2:1: unknown key `pahT`", "did you mean `path`");
+        refuse(
+            "[parallel]\npipefusion_paralel_degree = 2\n",
+            "run.toml:2:1:",
+            "`pipefusion_parallel_degree`",
+        );
+        refuse("[generate]\nsteps = 4\n", "run.toml:2:1: unknown key", "did you mean `num_inference_steps`");
+        refuse("[generate]\nname = 4\n", "run.toml:2:1: unknown key", "belongs under `[model]`");
         refuse("[generate]\n猫\n", "run.toml:2:2:", "");
     }
 

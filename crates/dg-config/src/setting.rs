@@ -82,6 +82,14 @@ pub struct BadValue {
 }
 
 impl Setting {
+    /// The name that a TOML file should use: `[model]` says `name` where flags say `model_name`.
+    pub fn toml_name(&self) -> &'static str {
+        match self.key {
+            Key::ModelName => "name",
+            _ => self.name,
+        }
+    }
+
     /// Reads and checks a value.
     pub fn parse(&self, text: &str) -> Result<Value, BadValue> {
         let value = match self.kind {

@@ -43,19 +43,45 @@ impl Key {
         of_section.find(|s| s.name == name || s.aliases.contains(&name)).map(|s| s.key)
     }
 
-    /// The setting that has this name, in any section.
+    /// The setting that has this name or alias, in any section.
     pub fn named(name: &str) -> Option<Self> {
-        SETTINGS.iter().find(|s| s.name == name).map(|s| s.key)
+        SETTINGS.iter().find(|s| s.name == name || s.aliases.contains(&name)).map(|s| s.key)
     }
 }
 
 /// The sections of the TOML schema.
 pub const SECTIONS: [&str; 4] = ["generate", "model", "parallel", "output"];
 
-/// The key of a section that `name` is likely a misspelling of.
+/// The key of a section that `name` is likely a misspelling of, aliases included.
 pub(crate) fn similar(section: &str, name: &str) -> Option<&'static str> {
-    suggest::closest(name, SETTINGS.iter().filter(|s| s.section == section).map(|s| s.name))
+    let of_section = SETTINGS.iter().filter(|s| s.section == section);
+    let names = of_section.flat_map(|s| [s.toml_name(), s.name].into_iter().chain(s.aliases.iter().copied()));
+    let path = (section == "model").then_some("path");
+    suggest::closest(name, names.chain(path))
 }
+
+/// The setting that the Python original, or diffusers, calls `name`.
+pub fn original(name: &str) -> Option<Key> {
+    ORIGINAL_NAMES.iter().find(|(other, _)| *other == name).map(|(_, key)| *key)
+}
+
+const ORIGINAL_NAMES: &[(&str, Key)] = &[
+    ("steps", Key::NumInferenceSteps),
+    ("num_steps", Key::NumInferenceSteps),
+    ("guidance", Key::GuidanceScale),
+    ("cfg_scale", Key::TrueCfgScale),
+    ("num_images", Key::NumImagesPerPrompt),
+    ("max_length", Key::MaxSequenceLength),
+    ("model", Key::ModelName),
+    ("model_path", Key::ModelName),
+    ("torch_dtype", Key::Dtype),
+    ("output_path", Key::OutputDir),
+    ("output", Key::OutputDir),
+    ("cfg_parallel", Key::UseCfgParallel),
+    ("ulysses_parallel_degree", Key::UlyssesDegree),
+    ("ring_parallel_degree", Key::RingDegree),
+    ("dp_degree", Key::DataParallelDegree),
+];
 
 const PROMPT: &str = "What to draw";
 const PICTURE: &str = "The picture";

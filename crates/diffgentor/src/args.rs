@@ -165,9 +165,14 @@ fn flag(s: &'static Setting) -> Arg {
         Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
         Kind::Integer(..) | Kind::Number(..) => arg.allow_negative_numbers(true),
         Kind::Choice(_) => arg.ignore_case(true),
-        Kind::Text(_) => arg,
+        // a prompt may begin with a hyphen
+        Kind::Text(_) => arg.allow_hyphen_values(is_prompt(s)),
     }
     .value_parser(parser(s))
+}
+
+fn is_prompt(s: &Setting) -> bool {
+    matches!(s.key, Key::Prompt | Key::NegativePrompt)
 }
 
 fn parser(s: &'static Setting) -> ValueParser {
@@ -179,6 +184,12 @@ fn parser(s: &'static Setting) -> ValueParser {
         }
         _ => ValueParser::new(parse),
     }
+}
+
+/// Whether a token is one of the flags of `t2i` rather than a text that begins with a hyphen.
+pub(crate) fn is_flag(token: &str) -> bool {
+    let name = token.strip_prefix("--").and_then(|t| t.split('=').next()).unwrap_or("").replace('-', "_");
+    SETTINGS.iter().any(|s| s.flag && s.name == name)
 }
 
 /// What `--version` says below the version.
@@ -280,6 +291,15 @@ mod tests {
     fn switches_work_bare_and_with_a_value() {
         assert_eq!(parse(&["--no_resume"]).unwrap().flags.0, [(Key::NoResume, Value::Switch(true))]);
         assert_eq!(parse(&["--no-resume=off"]).unwrap().flags.0, [(Key::NoResume, Value::Switch(false))]);
+    }
+
+    #[test]
+    fn a_prompt_may_begin_with_a_hyphen() {
+        for text in ["-5 degrees", "--", "--no-smoking sign", "-v"] {
+            let args = parse(&["--prompt", text]).unwrap();
+            assert_eq!(args.flags.0, [(Key::Prompt, Value::Text(text.into()))]);
+        }
+        assert!(is_flag("--seed=5") && is_flag("--no-resume") && !is_flag("--no-smoking") && !is_flag("-5"));
     }
 
     #[test]

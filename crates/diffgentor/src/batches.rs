@@ -2,7 +2,7 @@
 
 use crate::engine::{Cluster, Job, Picture};
 use crate::failure::Failure;
-use crate::output::encode::encode;
+use crate::output::encode::{Encoded, encode};
 use crate::output::metadata::Record;
 use crate::output::printer::{Line, Printer};
 use crate::output::{Format, write};
@@ -14,6 +14,7 @@ use crate::{log, plan};
 use dg_config::Key;
 use dg_core::report::ImageReport;
 use dg_core::{ExitCode, GenerateRequest, StepEvent};
+use std::fmt::Display;
 use std::time::Instant;
 
 /// How a run ended.
@@ -70,8 +71,8 @@ impl<'a> Runner<'a> {
         self.recorder.loaded(seconds);
     }
 
-    /// Makes all pictures that are not finished. An error ends the run at once; the failure of a
-    /// batch or a file does not.
+    /// Makes all pictures that are not finished. An error ends the run at once, a full disk too; the
+    /// failure of a batch or of one file does not.
     pub(crate) async fn run(&mut self, cluster: &Cluster, stop: &mut Stop) -> Result<Ending, Failure> {
         for batch in std::mem::take(&mut self.batches) {
             let start = Instant::now();
@@ -93,7 +94,7 @@ impl<'a> Runner<'a> {
                 Ok(pictures) => {
                     let seconds = start.elapsed().as_secs_f64() / batch.len() as f64;
                     for (i, picture) in batch.into_iter().zip(pictures) {
-                        self.keep(i, picture, seconds);
+                        self.keep(i, picture, seconds).inspect_err(|_| self.progress.finish())?;
                     }
                 }
                 Err(failure) if failure.exit == ExitCode::Failed => {
@@ -130,31 +131,38 @@ impl<'a> Runner<'a> {
         Ok(job.finish().await?)
     }
 
-    /// Writes a picture and tells about it.
-    fn keep(&mut self, i: usize, picture: Picture, seconds: f64) {
+    /// Writes a picture and tells about it. An error if no other picture could be written either.
+    fn keep(&mut self, i: usize, picture: Picture, seconds: f64) -> Result<(), Failure> {
         let path = self.prepared.path(i);
         let settings = &self.prepared.settings;
         let request = &self.prepared.plan.pictures[i].request;
         let record = Record::new(self.prepared.recipe(request, picture.vae_tiling));
         let record = (!settings.switch(Key::NoMetadata)).then_some(&record);
         let format = Format::named(settings.text(Key::OutputFormat));
-        let written = encode(format, picture.size, &picture.rgb, record).and_then(|(bytes, note)| {
-            note.into_iter().for_each(log::warn_once);
-            write::atomically(&path, &bytes).map_err(|e| e.to_string())
-        });
-        if let Err(reason) = written {
-            let failure = Failure::failed(format!("cannot write {}: {reason}", path.display()));
-            self.fail(
-                i,
-                failure.hint("make room or choose another --output_dir, and run the same command again"),
-            );
-            return;
-        }
+        let failed =
+            |reason: &dyn Display| Failure::failed(format!("cannot write {}: {reason}", path.display()));
+        let pixels_blake3 = match encode(format, picture.size, &picture.rgb, record) {
+            Ok(Encoded { bytes, pixels_blake3, note }) => {
+                note.into_iter().for_each(log::warn_once);
+                match write::atomically(&path, &bytes) {
+                    Ok(()) => pixels_blake3,
+                    Err(e) if write::is_no_room(&e) => return Err(self.no_room(i, failed(&e))),
+                    Err(e) => {
+                        self.fail(i, failed(&e).hint("check --output_dir, and run the same command again"));
+                        return Ok(());
+                    }
+                }
+            }
+            Err(reason) => {
+                self.fail(i, failed(&reason).hint("choose another --output_format"));
+                return Ok(());
+            }
+        };
         self.print_skipped(i);
         self.reached = i + 1;
         let mut line = Line::new(path.display().to_string(), Some(picture.seed), picture.size);
         line.seconds = seconds;
-        line.pixels_blake3 = Some(picture.pixels_blake3.clone());
+        line.pixels_blake3 = Some(pixels_blake3);
         self.printer.print(&line);
         self.progress.picture();
         self.recorder.image(ImageReport {
@@ -163,6 +171,24 @@ impl<'a> Runner<'a> {
             pixels_blake3: picture.pixels_blake3,
             latents_blake3: picture.latents_blake3,
         });
+        Ok(())
+    }
+
+    /// The disk takes no more: the failure that ends the run.
+    fn no_room(&mut self, i: usize, failure: Failure) -> Failure {
+        let message = failure.message.clone();
+        self.tell_failed(i, failure);
+        let (there, pictures) = (self.there(), self.prepared.plan.pictures.len());
+        let message = match pictures {
+            1 => message,
+            _ => format!("{message}: {there} of {pictures} pictures are there"),
+        };
+        Failure::failed(message).hint("make room and run the same command again")
+    }
+
+    /// Fails if lines for standard output were lost.
+    pub(crate) fn finish(&mut self) -> Result<(), Failure> {
+        self.printer.finish()
     }
 
     /// Tells about the finished pictures before `end`.
@@ -180,14 +206,18 @@ impl<'a> Runner<'a> {
     }
 
     fn fail(&mut self, i: usize, failure: Failure) {
+        if self.prepared.plan.pictures.len() > 1 {
+            tracing::error!("{}: {}", self.prepared.path(i).display(), failure.message);
+        }
+        self.tell_failed(i, failure);
+    }
+
+    fn tell_failed(&mut self, i: usize, failure: Failure) {
         self.print_skipped(i);
         self.reached = i + 1;
         let picture = &self.prepared.plan.pictures[i];
         let path = self.prepared.path(i).display().to_string();
         self.recorder.event("failed", format!("{path}: {}", failure.message));
-        if self.prepared.plan.pictures.len() > 1 {
-            tracing::error!("{path}: {}", failure.message);
-        }
         let mut line = Line::new(path, Some(picture.request.seed), picture.request.size);
         line.error = Some(failure.message.clone());
         self.printer.print(&line);

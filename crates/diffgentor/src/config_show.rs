@@ -4,9 +4,9 @@ use crate::args::{ConfigAction, ConfigArgs};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::printer::print;
-use crate::{log, models, setup};
+use crate::{log, models, recorded, setup};
 use dg_config::table::SECTIONS;
-use dg_config::{Key, SETTINGS, Setting, Settings, Value};
+use dg_config::{Key, Origin, SETTINGS, Setting, Settings, Value};
 use dg_core::ExitCode;
 use serde_json::json;
 
@@ -15,9 +15,18 @@ pub(crate) fn show(args: &ConfigArgs) -> Result<ExitCode, Failure> {
     let ConfigAction::Show(args) = &args.action;
     let mut layers = setup::layers(args)?;
     let settings = layers.resolve();
+    let recipe = settings.text(Key::FromImage).map(recorded::read).transpose()?;
+    if let Some(recipe) = &recipe {
+        layers.add_picture(recipe);
+    }
     let name = settings.text(Key::ModelName).unwrap_or(models::DEMO);
     let ask = HubAsk { local_files_only: true, silent: true, revision: settings.text(Key::Revision) };
-    match models::open(name, &ask) {
+    let flagged = settings.origin(Key::ModelName) == Some(&Origin::Flag);
+    let opened = match &recipe {
+        Some(recipe) if !flagged => models::open_recorded(recipe, &ask),
+        _ => models::open(name, &ask),
+    };
+    match opened {
         Ok(repo) => layers
             .add_model(repo.shape().transformer.guidance_embeds, repo.defaults())
             .map_err(|e| Failure::config(e.to_string()).hint("correct the model's generation_config.json"))?,
@@ -41,12 +50,14 @@ fn as_toml(settings: &Settings) -> String {
 }
 
 fn line(s: &Setting, settings: &Settings) -> String {
+    let entry = |prefix: &str, value: &str, origin: &str| {
+        let assignment = format!("{prefix}{} = {value}", s.toml_name());
+        format!("{assignment:<40} # {origin}")
+    };
     match (settings.value(s.key), settings.origin(s.key)) {
-        (Some(value), Some(origin)) => {
-            let assignment = format!("{} = {}", s.name, literal(value));
-            format!("{assignment:<40} # {origin}")
-        }
-        _ => format!("# {} is not set", s.name),
+        (Some(value), Some(origin)) => entry("", &literal(value), &origin.to_string()),
+        _ if s.key == Key::Threads => entry("# ", &setup::threads(settings).to_string(), CORES),
+        _ => format!("# {} is not set", s.toml_name()),
     }
 }
 
@@ -66,14 +77,19 @@ fn as_json(settings: &Settings) -> String {
             Some(Value::Number(x)) => json!(x),
             Some(Value::Switch(b)) => json!(b),
             Some(Value::Text(text)) => json!(text),
+            None if s.key == Key::Threads => json!(setup::threads(settings).get()),
             None => json!(null),
         };
-        let origin = settings.origin(s.key).map(ToString::to_string);
+        let cores = (s.key == Key::Threads).then(|| CORES.to_string());
+        let origin = settings.origin(s.key).map(ToString::to_string).or(cores);
         (s.name.to_string(), json!({"section": s.section, "value": value, "origin": origin}))
     };
     let all: serde_json::Map<String, serde_json::Value> = SETTINGS.iter().map(entry).collect();
     serde_json::Value::Object(all).to_string()
 }
+
+/// Where the number of threads comes from when nobody set it.
+const CORES: &str = "the physical cores that this process may use";
 
 #[cfg(test)]
 mod tests {
@@ -97,6 +113,7 @@ mod tests {
         for s in SETTINGS.iter().filter(|s| !s.section.is_empty()) {
             assert_eq!(again.value(s.key), settings.value(s.key), "{}", s.name);
         }
+        assert!(text.contains("\nname = \"demo\"") && text.contains("# threads = "), "{text}");
         assert!(text.contains("# flag") && text.contains("# built in"), "{text}");
     }
 }

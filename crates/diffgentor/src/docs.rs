@@ -80,6 +80,7 @@ pub(crate) fn markdown() -> String {
         section(command, &mut out);
     }
     out += &settings();
+    out += MACHINE_READABLE;
     out += &others();
     out
 }
@@ -156,7 +157,11 @@ fn settings() -> String {
          prints every value with its origin. A bad value ends the program with 3 and names the file and line, or \
          the variable. Switches are true/1/yes/on or false/0/no/off.\n\n\
          In TOML, `[model] name` is the same as `model_name`, and `[model] path` is a folder relative to the \
-         file. `DG_LOG` (or `RUST_LOG`) filters messages: a level, or `target=level,…`. `NO_COLOR` is respected.\n",
+         file. `DG_LOG` (or `RUST_LOG`) filters messages: a level, or `target=level,…`, on top of warnings; `-v` and \
+         `--quiet` win over both, and `RUST_LOG` without a target silences no warning of this program. \
+         `NO_COLOR` is respected.\n\n\
+         An unknown `DG_T2I_*` variable is a warning. An unknown `DG_XDIT_*` variable that asks for something is \
+         an error, because the run would not be laid out as asked.\n",
     );
     for section in SECTIONS.into_iter().chain([""]) {
         let title =
@@ -176,7 +181,8 @@ fn row(s: &Setting) -> String {
         (_, "") => String::new(),
         (_, default) => format!("`{default}`"),
     };
-    let names: Vec<String> = [s.name].iter().chain(s.aliases).map(|n| format!("`{n}`")).collect();
+    let others = s.aliases.iter().chain([&s.name]).filter(|n| **n != s.toml_name());
+    let names: Vec<String> = [s.toml_name()].iter().chain(others).map(|n| format!("`{n}`")).collect();
     format!("| {} | `{}` | {} | {default} |\n", names.join(", "), s.env[0], s.accepts())
 }
 
@@ -201,6 +207,8 @@ fn code(text: &str) -> String {
 }
 
 const NAME: &str = "diffgentor";
+/// What `--json` and `--report` write.
+const MACHINE_READABLE: &str = include_str!("machine_readable.md");
 
 #[cfg(test)]
 mod tests {
@@ -215,6 +223,29 @@ mod tests {
             committed == current,
             "docs/cli.md is not current: run `cargo run -p diffgentor -- man --format markdown --dir docs`"
         );
+    }
+
+    #[test]
+    fn every_field_of_the_report_is_described() {
+        use dg_core::report::{ImageReport, Layout, RankReport, Seconds, Sent};
+        let image = ImageReport {
+            path: String::new(),
+            seed: 0,
+            pixels_blake3: String::new(),
+            latents_blake3: String::new(),
+        };
+        let objects = [
+            serde_json::to_value(Layout::SERIAL),
+            serde_json::to_value(Seconds::default()),
+            serde_json::to_value(RankReport::default()),
+            serde_json::to_value(Sent::default()),
+            serde_json::to_value(image),
+        ];
+        for object in objects {
+            for (field, _) in object.unwrap().as_object().unwrap() {
+                assert!(MACHINE_READABLE.contains(&format!("`{field}`")), "{field}");
+            }
+        }
     }
 
     #[test]

@@ -1,22 +1,27 @@
 //! `--dry_run`: what would be done.
 
-use crate::output::printer::print;
+use crate::failure::Failure;
+use crate::output::printer::try_print;
 use crate::prepare::Prepared;
 use crate::{machine, plan};
 use dg_config::Key;
 use serde_json::json;
 
 /// Prints the plan.
-pub(crate) fn show(p: &Prepared) {
+pub(crate) fn show(p: &Prepared) -> Result<(), Failure> {
     let todo = p.todo();
     let batches = plan::batches(&p.plan.pictures, &todo, p.batch_size()).len();
     let (need, have) = (p.need, machine::memory());
     let id = &p.model;
     if p.settings.switch(Key::Json) {
         let files = (0..p.plan.pictures.len()).map(|i| {
-            let request = &p.plan.pictures[i].request;
+            let picture = &p.plan.pictures[i];
+            let request = &picture.request;
+            // a seed drawn now is not the one that a run will draw
+            let planned = (!picture.any_seed).then_some(request.seed);
+            let seed = p.finished[i].as_ref().and_then(|f| f.seed).or(planned);
             json!({
-                "path": p.path(i), "seed": request.seed, "size": request.size.to_string(),
+                "path": p.path(i), "seed": seed, "size": request.size.to_string(),
                 "skipped": p.finished[i].is_some(),
             })
         });
@@ -26,8 +31,7 @@ pub(crate) fn show(p: &Prepared) {
             "batches": batches, "weight_bytes": need.weights, "activation_bytes": need.activations,
             "available_bytes": have.map(|m| m.available), "files": files,
         });
-        print(&plan.to_string());
-        return;
+        return try_print(&plan.to_string()).map(|_| ());
     }
     let have = have.map_or_else(|| "unknown".into(), |m| machine::bytes(m.available));
     let mut lines = vec![
@@ -51,5 +55,5 @@ pub(crate) fn show(p: &Prepared) {
         let seed = if picture.any_seed { "random".into() } else { r.seed.0.to_string() };
         format!("{}  {}, {} steps, seed {seed}{skipped}", p.path(i).display(), r.size, r.steps())
     }));
-    print(&lines.join("\n"));
+    try_print(&lines.join("\n")).map(|_| ())
 }

@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use dg_config::{Key, Settings};
 use indicatif::MultiProgress;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, OnceLock};
@@ -27,18 +28,33 @@ static FORM: OnceLock<Form> = OnceLock::new();
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 static WARNED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Starts logging as the settings say. `filter` is `DG_LOG`, or else `RUST_LOG`.
-pub(crate) fn start(settings: &Settings, verbose: u8, filter: Option<Targets>) {
+/// What the environment says about logging.
+#[derive(Clone, Debug)]
+pub(crate) enum EnvFilter {
+    /// `DG_LOG`, which is meant for this program.
+    Own(Targets),
+    /// `RUST_LOG`, which may be meant for others: without a target it never silences this program.
+    Shared(Targets),
+}
+
+/// Takes the form of messages from the command line or the environment, before either is checked,
+/// so that errors in them have the right form already.
+pub(crate) fn choose_form(argv: &[OsString], env: Option<&str>) {
+    let argv: Vec<&str> = argv.iter().map(|t| t.to_str().unwrap_or("")).take_while(|t| *t != "--").collect();
+    let behind = argv.windows(2).filter(|pair| pair[0] == "--log_format").map(|pair| pair[1]);
+    let inside = argv.iter().filter_map(|t| t.strip_prefix("--log_format="));
+    let flag = behind.chain(inside).last();
+    if let Some(name) = flag.or(env)
+        && name.eq_ignore_ascii_case("json")
+    {
+        let _ = FORM.set(Form::Json);
+    }
+}
+
+/// Starts logging as the settings say.
+pub(crate) fn start(settings: &Settings, verbose: u8, env: Option<EnvFilter>) {
     let form = if settings.text(Key::LogFormat) == Some("json") { Form::Json } else { Form::Text };
-    let level = match (verbose, settings.switch(Key::Quiet)) {
-        (_, true) => LevelFilter::ERROR,
-        (0, _) if settings.switch(Key::Debug) => LevelFilter::DEBUG,
-        (0, _) => LevelFilter::WARN,
-        (1, _) => LevelFilter::INFO,
-        (2, _) => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    let filter = filter.unwrap_or_else(|| Targets::new().with_default(level));
+    let filter = filter(settings.switch(Key::Quiet), verbose, settings.switch(Key::Debug), env);
     let json =
         tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).with_writer(|| Stderr);
     let text = tracing_subscriber::fmt::layer().event_format(Plain).with_writer(|| Stderr);
@@ -49,6 +65,51 @@ pub(crate) fn start(settings: &Settings, verbose: u8, filter: Option<Targets>) {
         Form::Json => registry.with(json).try_init(),
         Form::Text => registry.with(text).try_init(),
     };
+}
+
+/// Flags win over the environment, which comes on top of warnings.
+fn filter(quiet: bool, verbose: u8, debug: bool, env: Option<EnvFilter>) -> Targets {
+    let flags = match (quiet, verbose) {
+        (true, _) => Some(LevelFilter::ERROR),
+        (_, 0) => None,
+        (_, 1) => Some(LevelFilter::INFO),
+        (_, 2) => Some(LevelFilter::DEBUG),
+        _ => Some(LevelFilter::TRACE),
+    };
+    if let Some(level) = flags {
+        return Targets::new().with_default(level);
+    }
+    let base = if debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
+    let (ours, targets) = match env {
+        None => return Targets::new().with_default(base),
+        Some(EnvFilter::Own(targets)) => (targets.default_level().unwrap_or(base), targets),
+        Some(EnvFilter::Shared(targets)) => (targets.default_level().unwrap_or(base).max(base), targets),
+    };
+    let others = targets.default_level().unwrap_or(base);
+    OUR_CRATES
+        .into_iter()
+        .fold(Targets::new().with_default(others), |all, name| all.with_target(name, ours))
+        .with_targets(targets.iter().filter(|(name, _)| !name.is_empty()))
+}
+
+/// Beginnings of the targets of this program's messages.
+const OUR_CRATES: [&str; 2] = ["diffgentor", "dg_"];
+
+/// Text in which nothing moves the cursor, changes colours or turns the direction of reading. Line
+/// feeds stay where a message may have several lines.
+fn harmless(text: &str, lines: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let bidi = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let separator = matches!(c, '\u{2028}' | '\u{2029}');
+        match c {
+            '\t' => out.push(c),
+            '\n' if lines => out.push(c),
+            _ if c.is_control() || bidi || separator => out.extend(c.escape_default()),
+            _ => out.push(c),
+        }
+    }
+    out
 }
 
 /// Lets messages appear above these bars.
@@ -76,7 +137,7 @@ pub(crate) fn warn_once(message: impl Into<String>) {
 pub(crate) fn note(message: &str) {
     let text = match FORM.get() {
         Some(Form::Json) => serde_json::json!({"level": "INFO", "message": message}).to_string(),
-        _ => message.to_string(),
+        _ => harmless(message, false),
     };
     let _ = above_bars(|| writeln!(std::io::stderr().lock(), "{text}"));
 }
@@ -90,8 +151,8 @@ pub(crate) fn print_failure(failure: &Failure) {
         }
         _ => {
             let error = if colored() { "\x1b[1;31merror:\x1b[0m" } else { "error:" };
-            let hint = failure.hint.as_ref().map(|h| format!("\n\nhint: {h}")).unwrap_or_default();
-            format!("{error} {}{hint}", failure.message)
+            let hint = failure.hint.as_ref().map(|h| format!("\n\nhint: {}", harmless(h, true)));
+            format!("{error} {}{}", harmless(&failure.message, true), hint.unwrap_or_default())
         }
     };
     // nobody reads standard error: nothing else can be done
@@ -144,7 +205,7 @@ where
         } else {
             write!(to, "{word}: ")?;
         }
-        writeln!(to, "{}{}", fields.message, fields.rest)
+        writeln!(to, "{}{}", harmless(&fields.message, false), harmless(&fields.rest, false))
     }
 }
 
@@ -160,5 +221,46 @@ impl Visit for Fields {
             "message" => write!(self.message, "{value:?}"),
             name => write!(self.rest, " {name}={value:?}"),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_adds_to_warnings_and_flags_win() {
+        let own = |text: &str| Some(EnvFilter::Own(text.parse().unwrap()));
+        let shared = |text: &str| Some(EnvFilter::Shared(text.parse().unwrap()));
+        let (warn, info) = (Level::WARN, Level::INFO);
+        for (quiet, verbose, env, level, expect) in [
+            (false, 0, None, warn, true),
+            (false, 0, None, info, false),
+            (false, 0, shared("other=debug"), warn, true),
+            (false, 0, shared("other=debug"), info, false),
+            (false, 0, shared("off"), warn, true),
+            (false, 0, shared("debug"), info, true),
+            (false, 0, shared("diffgentor=error"), warn, false),
+            (false, 0, own("error"), warn, false),
+            (false, 0, own("info"), info, true),
+            (false, 0, own("diffgentor::run=info"), info, true),
+            (true, 0, own("trace"), warn, false),
+            (true, 0, own("trace"), Level::ERROR, true),
+            (true, 0, own("off"), Level::ERROR, true),
+            (false, 1, shared("error"), info, true),
+            (false, 1, own("trace"), Level::DEBUG, false),
+        ] {
+            let filter = filter(quiet, verbose, false, env.clone());
+            let enabled = filter.would_enable("diffgentor::run", &level);
+            assert_eq!(enabled, expect, "{quiet} {verbose} {env:?} {level}");
+        }
+        assert!(filter(false, 0, true, None).would_enable("dg_hub", &Level::DEBUG));
+    }
+
+    #[test]
+    fn text_of_others_cannot_move_the_cursor() {
+        let shown = harmless("a\u{1b}[31m\u{202e}b\r\nc\u{85}\td 猫", false);
+        assert_eq!(shown, "a\\u{1b}[31m\\u{202e}b\\r\\nc\\u{85}\td 猫");
+        assert_eq!(harmless("a\nb", true), "a\nb");
     }
 }

@@ -1,10 +1,10 @@
 //! `diffgentor`: FLUX text-to-image on the command line.
 //!
 //! # Layout
-//! - `args`, `normalise`, `original`: the command line
+//! - `args`, `normalise`, `original`, `usage`: the command line
 //! - `setup`, `config_show`: settings and where they come from
 //! - `models`, `hub`, `known`: names of models → opened models
-//! - `prompts`, `names`, `plan`: prompts → requests, file names and batches; no IO but reading
+//! - `prompts`, `recorded`, `names`, `plan`: prompts → requests, file names and batches; no IO but reading
 //! - `engine`: the one door to the runtime
 //! - `prepare`, `run`, `batches`, `output`, `progress`, `report`, `signals`: doing it
 //! - `machine`, `doctor`: what this machine has
@@ -32,13 +32,14 @@ mod plan;
 mod prepare;
 mod progress;
 mod prompts;
+mod recorded;
 mod report;
 mod run;
 mod setup;
 mod signals;
+mod usage;
 
-use args::{Cli, Command};
-use clap::Parser;
+use args::Command;
 use dg_core::ExitCode;
 use failure::Failure;
 
@@ -54,9 +55,9 @@ fn main() -> std::process::ExitCode {
 
 fn dispatch() -> Result<ExitCode, Failure> {
     let argv = normalise::flags(std::env::args_os());
+    log::choose_form(&argv, std::env::var("DG_T2I_LOG_FORMAT").ok().as_deref());
     original::refuse(&argv)?;
-    // clap prints help and usage errors by itself and exits with 0 or 2
-    match Cli::parse_from(argv).command {
+    match usage::parse(argv)?.command {
         Command::T2i(args) => run::t2i(&args),
         Command::Config(args) => config_show::show(&args),
         Command::Doctor { json } => doctor::doctor(json),

@@ -1,18 +1,29 @@
 //! `--num-images-per-prompt` is `--num_images_per_prompt`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
-/// Writes every long flag before `--` with underscores. Values behind `=` stay as they are.
+/// Writes every long flag before `--` with underscores. Values behind `=`, and prompts, stay as they
+/// are.
 pub(crate) fn flags(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut open = true;
+    let (mut open, mut prompt) = (true, false);
     let flag = |token: OsString| {
+        if std::mem::take(&mut prompt) {
+            return token;
+        }
         open &= token != "--";
-        match token.to_str().filter(|_| open) {
+        let token = match token.to_str().filter(|_| open) {
             Some(text) if text.starts_with("--") => underscored(text).into(),
             _ => token,
-        }
+        };
+        prompt = open && takes_prompt(&token);
+        token
     };
     argv.into_iter().map(flag).collect()
+}
+
+/// Whether the next token is a prompt, which may look like anything.
+pub(crate) fn takes_prompt(token: &OsStr) -> bool {
+    ["-p", "--prompt", "--negative_prompt"].iter().any(|flag| token == *flag)
 }
 
 fn underscored(token: &str) -> String {
@@ -36,6 +47,8 @@ mod tests {
         ] {
             assert_eq!(flags([given.into()]), [OsString::from(expect)]);
         }
+        let prompt = flags(["--negative-prompt".into(), "--a-b".into(), "--no-resume".into()]);
+        assert_eq!(prompt, ["--negative_prompt", "--a-b", "--no_resume"]);
         let after = flags(["x".into(), "--".into(), "--a-b".into()]);
         assert_eq!(after[2], "--a-b");
     }

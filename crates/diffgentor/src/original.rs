@@ -1,6 +1,7 @@
 //! Flags of the Python original that have no meaning here, answered by name.
 
 use crate::failure::Failure;
+use crate::normalise;
 use std::ffi::OsString;
 
 /// Flag of the original, and what to use in its place.
@@ -42,8 +43,9 @@ pub(crate) fn refuse(argv: &[OsString]) -> Result<(), Failure> {
     if argv.get(1).is_none_or(|command| command != "t2i") {
         return Ok(());
     }
-    let before_end = argv.iter().skip(2).map_while(|t| (t != "--").then(|| t.to_str().unwrap_or("")));
-    for token in before_end {
+    let pairs = argv.iter().skip(1).zip(argv.iter().skip(2));
+    let flags = pairs.filter(|(before, _)| !normalise::takes_prompt(before)).map(|(_, token)| token);
+    for token in flags.map_while(|t| (t != "--").then(|| t.to_str().unwrap_or(""))) {
         let Some(name) = token.strip_prefix("--").and_then(|t| t.split('=').next()) else { continue };
         if let Some((flag, instead)) = FLAGS.iter().find(|(flag, _)| *flag == name) {
             return Err(Failure::usage(format!("`--{flag}` has no meaning here")).hint(*instead));
@@ -71,6 +73,7 @@ mod tests {
         check(&["x", "t2i", "--torch_compile"], true);
         check(&["x", "t2i", "--prompt", "a", "--max_retries=3"], true);
         check(&["x", "t2i", "--prompt", "a"], false);
+        check(&["x", "t2i", "--prompt", "--steps"], false);
         check(&["x", "t2i", "--", "--torch_compile"], false);
         check(&["x", "doctor", "--torch_compile"], false);
         check(&["x"], false);

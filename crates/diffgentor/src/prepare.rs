@@ -4,10 +4,10 @@ use crate::engine::{self, EngineOptions, MemoryNeed};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::resume::{self, Finished, Wanted};
-use crate::output::{decode, write};
+use crate::output::write;
 use crate::plan::{self, BaseSeed, Plan};
-use crate::prompts::{self, Row, RowError};
-use crate::{log, machine, models, setup};
+use crate::prompts::{self, Parsed, Row, RowError};
+use crate::{log, machine, models, recorded, setup};
 use dg_config::{Key, Layers, Origin, Settings};
 use dg_core::{GenerateRequest, ModelId, Recipe, Seed};
 use dg_flux::ModelRepo;
@@ -198,7 +198,7 @@ fn input(settings: &Settings) -> Result<Input, Failure> {
         [_, Some(_), Some(_)] => Err(Failure::usage("--from_image and --prompts_file exclude each other")
             .hint("leave one of them out")),
         [_, None, Some(path)] => {
-            let recipe = recorded(&path)?;
+            let recipe = recorded::read(&path)?;
             Ok(Input::Picture(path, Box::new(recipe)))
         }
         [None, Some(path), None] => Ok(Input::File(path)),
@@ -206,30 +206,28 @@ fn input(settings: &Settings) -> Result<Input, Failure> {
     }
 }
 
-fn recorded(path: &str) -> Result<Recipe, Failure> {
-    let picture = decode::read(Path::new(path)).map_err(|e| {
-        Failure::config(format!("picture {path}: {e}")).hint("give a picture that this program made")
-    })?;
-    let record = picture.record.ok_or_else(|| {
-        Failure::config(format!("picture {path} does not record how it was made"))
-            .hint("only pictures that this program made without --no_metadata can be made again")
-    })?;
-    Ok(record.recipe)
-}
-
+/// The rows; all bad ones are refused at once, those whose name is taken too.
 fn rows(input: &Input, settings: &Settings) -> Result<Vec<Row>, Failure> {
-    match input {
-        Input::File(path) => prompts::read(path, settings.text(Key::OutputNameColumn).unwrap_or("name")),
-        Input::Prompt(prompt) => Ok(vec![Row { prompt: prompt.clone(), ..Row::default() }]),
-        Input::Picture(..) => {
-            Ok(vec![Row { prompt: settings.text(Key::Prompt).unwrap_or_default().into(), ..Row::default() }])
-        }
+    let row = |prompt: &str| Ok(vec![Row { prompt: prompt.into(), ..Row::default() }]);
+    let path = match input {
+        Input::Prompt(prompt) => return row(prompt),
+        Input::Picture(..) => return row(settings.text(Key::Prompt).unwrap_or_default()),
+        Input::File(path) => path,
+    };
+    let column = settings.text(Key::OutputNameColumn).unwrap_or("name");
+    let Parsed { rows, mut errors, .. } = prompts::read(path, column)?;
+    if errors.is_empty() {
+        return Ok(rows);
     }
+    // numbers shift when bad rows are left out: only names can be compared
+    let named: Vec<Row> = rows.into_iter().filter(|r| r.name.is_some()).collect();
+    errors.extend(plan::file_names(&named, settings).err().unwrap_or_default());
+    Err(refuse(input, &errors))
 }
 
 fn refuse(input: &Input, errors: &[RowError]) -> Failure {
     match (input, errors) {
-        (Input::File(path), _) => prompts::refuse_rows(path, errors),
+        (Input::File(path), _) => prompts::refuse_rows(prompts::shown(path), errors),
         (_, errors) => {
             let messages: Vec<&str> = errors.iter().map(|e| e.message.as_str()).collect();
             Failure::usage(messages.join("; ")).hint("see `diffgentor t2i --help`")
@@ -247,8 +245,12 @@ fn model(input: &Input, settings: &Settings) -> Result<ModelRepo, Failure> {
     };
     let flagged = settings.origin(Key::ModelName) == Some(&Origin::Flag);
     let name = settings.text(Key::ModelName).unwrap_or(models::DEMO);
-    let Input::Picture(path, recipe) = input else { return models::open(name, &ask) };
-    let repo = if flagged { models::open(name, &ask) } else { models::open_recorded(recipe, &ask) }?;
+    let open = |name: &str| models::open(name, &ask).map_err(|e| blame_dry_run(e, settings));
+    let Input::Picture(path, recipe) = input else { return open(name) };
+    let repo = match flagged {
+        true => open(name)?,
+        false => models::open_recorded(recipe, &ask).map_err(|e| blame_dry_run(e, settings))?,
+    };
     if repo.id().hash != recipe.model.hash {
         let message = format!(
             "the picture {path} was made with another model than {}: hash {:.12}…, not {:.12}…",
@@ -262,6 +264,15 @@ fn model(input: &Input, settings: &Settings) -> Result<ModelRepo, Failure> {
         log::warn_once(message);
     }
     Ok(repo)
+}
+
+/// A dry run asks the hub for nothing, though nobody said `--local_files_only`.
+fn blame_dry_run(failure: Failure, settings: &Settings) -> Failure {
+    let about_flag = failure.hint.as_deref().is_some_and(|h| h.contains("--local_files_only"));
+    if !about_flag || !settings.switch(Key::DryRun) || settings.switch(Key::LocalFilesOnly) {
+        return failure;
+    }
+    failure.hint("a dry run downloads nothing: run once without --dry_run, or name a folder")
 }
 
 fn base_seed(settings: &Settings) -> Result<BaseSeed, Failure> {
@@ -279,10 +290,12 @@ fn base_seed(settings: &Settings) -> Result<BaseSeed, Failure> {
 
 /// Settings that somebody asked for and that change nothing.
 fn warn_idle(settings: &Settings, repo: &ModelRepo) {
-    if settings.is_asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
+    // a picture records every setting, whether it had an effect or not
+    let asked = |key| settings.is_asked(key) && !matches!(settings.origin(key), Some(Origin::Picture));
+    if asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
         log::warn_once(format!("guidance_scale has no effect: {} has no guidance input", repo.id().id));
     }
-    if settings.is_asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
+    if asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
         log::warn_once("negative_prompt has no effect while true_cfg_scale is not above 1");
     }
 }

@@ -3,18 +3,21 @@
 use crate::machine;
 use dg_core::report::{EventReport, ImageReport, Layout, ModelFacts, RankReport, Report, SCHEMA, Seconds};
 use dg_core::{DType, GenerateRequest, ModelId, StepEvent};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// The report of a run while it runs.
 pub(crate) struct Recorder {
     start: Instant,
     report: Report,
-    rss_anon: u64,
+    sampler: Option<Sampler>,
 }
 
 impl Recorder {
-    /// The process started at `start`.
-    pub(crate) fn new(start: Instant) -> Self {
+    /// The process started at `start`. Memory is watched only if there will be a `report`.
+    pub(crate) fn new(start: Instant, report: bool) -> Self {
+        let sampler = if report { Sampler::start() } else { None };
         let report = Report {
             schema: SCHEMA,
             request: None,
@@ -25,7 +28,7 @@ impl Recorder {
             images: Vec::new(),
             events: Vec::new(),
         };
-        Self { start, report, rss_anon: 0 }
+        Self { start, report, sampler }
     }
 
     /// The model and the first request.
@@ -51,7 +54,6 @@ impl Recorder {
             StepEvent::Decoded { seconds: s, .. } => seconds.decode += s,
             StepEvent::PromptTruncated { .. } => (),
         }
-        self.rss_anon = self.rss_anon.max(machine::rss_anon().unwrap_or(0));
     }
 
     /// A picture is there.
@@ -73,10 +75,60 @@ impl Recorder {
             node: "local".into(),
             pid: std::process::id(),
             mapped_bytes,
-            rss_anon: self.rss_anon,
+            rss_anon: self.sampler.map_or(0, Sampler::finish),
             compute_s: seconds.text + seconds.steps.iter().sum::<f64>() + seconds.decode,
             ..RankReport::default()
         });
         self.report
     }
+}
+
+/// Watches how much anonymous memory the process holds. The system keeps a peak of all memory
+/// only, mapped weights included, so this one is the highest of samples every [`SAMPLE`]: a
+/// shorter peak can be missed.
+struct Sampler {
+    stop: Sender<()>,
+    thread: JoinHandle<u64>,
+}
+
+impl Sampler {
+    fn start() -> Option<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let sample = move || {
+            let mut most = 0;
+            loop {
+                most = most.max(machine::rss_anon().unwrap_or(0));
+                if stopped.recv_timeout(SAMPLE) != Err(RecvTimeoutError::Timeout) {
+                    return most;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("memory".into()).spawn(sample).ok()?;
+        Some(Self { stop, thread })
+    }
+
+    fn finish(self) -> u64 {
+        drop(self.stop);
+        self.thread.join().unwrap_or(0).max(machine::rss_anon().unwrap_or(0))
+    }
+}
+
+/// Time between two looks at the memory; one takes some ten microseconds.
+const SAMPLE: Duration = Duration::from_millis(15);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_between_two_events_is_seen() {
+        let sampler = Sampler::start().unwrap();
+        let before = machine::rss_anon().unwrap();
+        let held = vec![1u8; PEAK];
+        std::thread::sleep(10 * SAMPLE);
+        drop(std::hint::black_box(held));
+        assert!(sampler.finish() >= before + PEAK as u64 / 2);
+    }
+
+    const PEAK: usize = 64 << 20;
 }

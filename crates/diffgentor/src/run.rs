@@ -4,15 +4,18 @@ use crate::args::T2iArgs;
 use crate::batches::{Ending, Runner};
 use crate::engine::Cluster;
 use crate::failure::Failure;
-use crate::output::write;
+use crate::output::encode;
+use crate::output::metadata::Record;
+use crate::output::resume::{self, InTheWay};
+use crate::output::{Format, write};
 use crate::prepare::{self, Prepared};
 use crate::report::Recorder;
 use crate::signals::{Signal, Stop};
-use crate::{dry_run, log, setup};
+use crate::{dry_run, log, machine, setup};
 use dg_config::Key;
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Makes pictures.
@@ -33,12 +36,13 @@ async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let stop = Stop::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
     let (prepared, repo) = prepare::prepare(setup::layers(args)?)?;
     if prepared.settings.switch(Key::DryRun) {
-        dry_run::show(&prepared);
+        dry_run::show(&prepared)?;
         // the exit code answers whether it can be done
+        check_replaced(&prepared)?;
         return prepared.check_memory().map(|()| ExitCode::Ok);
     }
     let report = prepared.settings.text(Key::Report).map(str::to_string);
-    let mut recorder = Recorder::new(start);
+    let mut recorder = Recorder::new(start, report.is_some());
     let weights = repo.weight_bytes();
     let result = make(&prepared, repo, stop, &mut recorder).await;
     if let Err(failure) = &result {
@@ -47,11 +51,83 @@ async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     }
     if let Some(path) = report {
         let text = serde_json::to_string_pretty(&recorder.finish(weights)).expect("text keys only");
-        write::atomically(Path::new(&path), (text + "\n").as_bytes()).map_err(|e| {
-            Failure::failed(format!("cannot write the report {path}: {e}")).hint("check --report")
-        })?;
+        if let Err(e) = write::to_target(Path::new(&path), (text + "\n").as_bytes()) {
+            let message = unwritable(&path, &e);
+            match &result {
+                Ok(_) => return Err(Failure::failed(message).hint("check --report")),
+                Err(first) if first.message == message => (),
+                Err(_) => tracing::error!("{message}"),
+            }
+        }
     }
     result
+}
+
+fn unwritable(report: &str, e: &std::io::Error) -> String {
+    format!("cannot write the report {report}: {e}")
+}
+
+/// All that can be known before the model is loaded: what would be replaced, memory, folders.
+fn get_ready(prepared: &Prepared) -> Result<(), Failure> {
+    check_replaced(prepared)?;
+    if !prepared.todo().is_empty() {
+        prepared.check_memory()?;
+    }
+    prepare::make_folder(&prepared.folder)?;
+    let Some(report) = prepared.settings.text(Key::Report) else { return Ok(()) };
+    write::probe_target(Path::new(report))
+        .map_err(|e| Failure::config(unwritable(report, &e)).hint("check --report"))
+}
+
+/// Warns about pictures of other requests that will be replaced, and refuses to replace those that
+/// this program did not make, as far as this run can tell.
+fn check_replaced(prepared: &Prepared) -> Result<(), Failure> {
+    let settings = &prepared.settings;
+    if settings.switch(Key::NoResume) || !prepared.folder.is_dir() {
+        return Ok(());
+    }
+    let todo = prepared.todo();
+    let paths: Vec<PathBuf> = todo.iter().map(|i| prepared.path(*i)).collect();
+    let found = resume::in_the_way(&paths, machine::physical_cores().get());
+    // a record too long for the format is not missed
+    let format = Format::named(settings.text(Key::OutputFormat));
+    let recorded = |i: usize| {
+        let recipe = prepared.recipe(&prepared.plan.pictures[i].request, true);
+        encode::holds(format, &Record::new(recipe))
+    };
+    let (mut other, mut foreign) = (Vec::new(), Vec::new());
+    for ((i, path), found) in todo.into_iter().zip(&paths).zip(found) {
+        match found {
+            InTheWay::Foreign if settings.switch(Key::NoMetadata) => other.push(path),
+            InTheWay::Foreign if recorded(i) => foreign.push(path),
+            InTheWay::Other => other.push(path),
+            InTheWay::Foreign | InTheWay::Nothing => (),
+        }
+    }
+    if let Some(first) = foreign.first() {
+        let more = match foreign.len() {
+            1 => String::new(),
+            n => format!(", nor are {} more", n - 1),
+        };
+        let message = format!(
+            "{} is there and is not known to be a picture of this program{more}: it does not record how it was made",
+            first.display()
+        );
+        if !settings.switch(Key::Force) {
+            return Err(Failure::config(message)
+                .hint("choose another --output_dir, or replace it with --no_resume or --force"));
+        }
+        log::warn_once(format!("{message}; it will be replaced"));
+    }
+    if let Some(name) = other.first().and_then(|path| path.file_name()) {
+        let pictures = if other.len() == 1 { "picture" } else { "pictures" };
+        let name = name.to_string_lossy();
+        log::warn_once(format!(
+            "{} {pictures} of another request will be replaced, `{name}` for one",
+            other.len()
+        ));
+    }
+    Ok(())
 }
 
 async fn make(
@@ -66,7 +142,7 @@ async fn make(
         prepared.options.dtype,
         prepared.plan.pictures.first().map(|p| &p.request),
     );
-    prepare::make_folder(&prepared.folder)?;
+    get_ready(prepared)?;
     let random_used = todo.iter().any(|i| prepared.plan.pictures[*i].any_seed);
     if random_used && !prepared.settings.switch(Key::Quiet) {
         log::note(&format!("seed {} (drawn at random)", prepared.base.seed.0));
@@ -75,9 +151,8 @@ async fn make(
     let mut runner = Runner::new(prepared, recorder);
     if todo.is_empty() {
         runner.print_skipped(pictures);
-        return Ok(ExitCode::Ok);
+        return runner.finish().map(|()| ExitCode::Ok);
     }
-    prepared.check_memory()?;
     runner.loading();
     let loading = Instant::now();
     let cluster = tokio::select! {
@@ -97,7 +172,7 @@ async fn make(
         }
         Ending::Done => {
             cluster.shutdown().await;
-            Ok(ExitCode::Ok)
+            runner.finish().map(|()| ExitCode::Ok)
         }
     }
 }

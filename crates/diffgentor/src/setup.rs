@@ -2,13 +2,13 @@
 
 use crate::args::T2iArgs;
 use crate::failure::Failure;
+use crate::log::EnvFilter;
 use crate::{log, machine};
 use dg_config::{EnvError, FileError, Key, Layers, Settings};
 use dg_core::{DType, TimeDtype};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use tracing_subscriber::filter::Targets;
 
 impl From<FileError> for Failure {
     fn from(e: FileError) -> Self {
@@ -18,8 +18,7 @@ impl From<FileError> for Failure {
 
 impl From<EnvError> for Failure {
     fn from(e: EnvError) -> Self {
-        let hint = format!("correct {} or unset it", e.name);
-        Self::config(e.to_string()).hint(hint)
+        Self::config(e.to_string()).hint(e.hint)
     }
 }
 
@@ -58,14 +57,14 @@ fn config_text(path: &Path) -> Result<String, Failure> {
 }
 
 /// `DG_LOG`, or else `RUST_LOG`, which belongs to others too and is ignored when it makes no sense.
-fn log_filter(env: &[(String, String)]) -> Result<Option<Targets>, Failure> {
+fn log_filter(env: &[(String, String)]) -> Result<Option<EnvFilter>, Failure> {
     let of = |name: &str| env.iter().find(|(n, text)| n == name && !text.is_empty()).map(|(_, text)| text);
     match (of("DG_LOG"), of("RUST_LOG")) {
-        (Some(text), _) => text.parse().map(Some).map_err(|e| {
+        (Some(text), _) => text.parse().map(|t| Some(EnvFilter::Own(t))).map_err(|e| {
             Failure::config(format!("environment variable DG_LOG: `{text}`: {e}"))
                 .hint("use a level (error, warn, info, debug, trace) or target=level,…")
         }),
-        (None, text) => Ok(text.and_then(|t| t.parse().ok())),
+        (None, text) => Ok(text.and_then(|t| t.parse().ok()).map(EnvFilter::Shared)),
     }
 }
 
@@ -86,11 +85,28 @@ pub(crate) fn refuse_unplanned(settings: &Settings) -> Result<(), Failure> {
         let message = format!("use_cfg_parallel{} needs the parallel engine", asked(Key::UseCfgParallel));
         return Err(not_here(message).hint("set it to false: this version computes on one rank"));
     }
+    refuse_pipeline(settings)?;
     if settings.text(Key::Device) == Some("cuda") {
         let message = format!("device cuda{}: this build has no CUDA", asked(Key::Device));
         return Err(Failure::infeasible(message).hint("use --device cpu or leave it out"));
     }
     Ok(())
+}
+
+/// Refuses what would change how a pipeline of ranks works. Values that change nothing are fine, so
+/// that the output of `config show` can be read again.
+fn refuse_pipeline(settings: &Settings) -> Result<(), Failure> {
+    let other = |key: Key, neutral: u64| settings.integer_if_any(key).is_some_and(|n| n != neutral);
+    let asked = [
+        (Key::NumPipelinePatch, other(Key::NumPipelinePatch, 1)),
+        (Key::WarmupSteps, other(Key::WarmupSteps, 1)),
+        (Key::Pipeline, settings.text(Key::Pipeline) == Some("stale")),
+    ];
+    let Some((key, _)) = asked.into_iter().find(|(_, is_asked)| *is_asked) else { return Ok(()) };
+    let value = settings.value(key).map(ToString::to_string).unwrap_or_default();
+    let origin = settings.origin(key).map(|o| format!(" ({o})")).unwrap_or_default();
+    let message = format!("{} = {value}{origin} needs the parallel engine", key.setting().name);
+    Err(not_here(message).hint("leave it out: it comes with the parallel engine"))
 }
 
 fn not_here(message: String) -> Failure {
@@ -148,6 +164,12 @@ mod tests {
         check("DG_T2I_DEVICE", "cuda", Some("no CUDA"));
         check("DG_T2I_DEVICE", "cpu", None);
         check("DG_T2I_BACKEND", "xdit", None);
+        check("DG_XDIT_NUM_PIPELINE_PATCH", "4", Some("num_pipeline_patch = 4"));
+        check("DG_XDIT_NUM_PIPELINE_PATCH", "1", None);
+        check("DG_XDIT_WARMUP_STEPS", "3", Some("warmup_steps = 3"));
+        check("DG_XDIT_WARMUP_STEPS", "0", Some("warmup_steps = 0"));
+        check("DG_XDIT_PIPELINE", "stale", Some("pipeline = stale"));
+        check("DG_XDIT_PIPELINE", "exact", None);
     }
 
     #[test]

@@ -23,13 +23,33 @@ pub(crate) struct Decoded {
 
 /// Reads and decodes a whole picture.
 pub(crate) fn read(path: &Path) -> Result<Decoded, String> {
+    decode(&load(path)?)
+}
+
+/// The bytes of a file that is not too large to be a picture.
+pub(crate) fn load(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("larger than {} MiB", FILE_BYTES_MAX >> 20));
     }
-    decode(&bytes)
+    Ok(bytes)
+}
+
+/// Whether bytes that [`decode`] refuses are a picture that this program did not make, and not
+/// one of its own that was damaged. What is no picture at all is neither.
+pub(crate) fn is_foreign(bytes: &[u8]) -> bool {
+    let cut_off = || {
+        // a record stands at the end of a WebP, and the length of the whole at its begin
+        let length = bytes.get(4..8).and_then(|b| Some(u32::from_le_bytes(b.try_into().ok()?)));
+        length.is_none_or(|length| bytes.len() < length as usize)
+    };
+    match image::guess_format(bytes) {
+        Err(_) => false,
+        Ok(ImageFormat::WebP) if cut_off() => false,
+        Ok(_) => !bytes.windows(RECORD_START.len()).any(|window| window == RECORD_START),
+    }
 }
 
 /// Decodes a whole picture.
@@ -87,6 +107,8 @@ const FILE_BYTES_MAX: u64 = 512 << 20;
 /// Bytes that text chunks may take: a prompt of 32 000 characters, escaped, several times over.
 const TEXT_BYTES_MAX: usize = 8 << 20;
 
+/// How a record begins, in every format.
+const RECORD_START: &[u8] = b"{\"recipe\":{";
 /// The marker at the end of a JPEG.
 const JPEG_END: [u8; 2] = [0xff, 0xd9];
 
@@ -100,9 +122,10 @@ mod tests {
     fn sample(format: Format, prompt: &str) -> (Vec<u8>, Vec<u8>, Record) {
         let record = Record::new(recipe(prompt));
         let rgb: Vec<u8> = (0..32 * 16 * 3).map(|i| (i * 7 % 256) as u8).collect();
-        let (bytes, note) = encode(format, record.recipe.request.size, &rgb, Some(&record)).unwrap();
-        assert_eq!(note, None);
-        (bytes, rgb, record)
+        let made = encode(format, record.recipe.request.size, &rgb, Some(&record)).unwrap();
+        assert_eq!(made.note, None);
+        let decoded_blake3 = (format != Format::Png).then_some(made.pixels_blake3);
+        (made.bytes, rgb, Record { decoded_blake3, ..record })
     }
 
     #[test]
@@ -126,6 +149,7 @@ mod tests {
             for cut in (0..bytes.len()).step_by(7) {
                 assert!(decode(&bytes[..cut]).is_err(), "{format:?} cut at {cut}");
             }
+            assert!(!is_foreign(&bytes[..bytes.len() - 5]), "{format:?}");
             for i in 0..bytes.len() {
                 let mut bad = bytes.clone();
                 bad[i] ^= 0x55;
@@ -140,5 +164,6 @@ mod tests {
         bytes[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
         assert!(decode(&bytes).is_err());
         assert!(decode(b"").is_err() && decode(b"GIF89a").is_err());
+        assert!(is_foreign(b"GIF89a") && !is_foreign(b"") && !is_foreign(b"no picture"));
     }
 }

@@ -1,32 +1,64 @@
 //! RGB → file bytes. The same picture with the same record is the same bytes.
 
 use super::metadata::{Record, infotext};
-use super::{Format, exif};
+use super::{Format, decode, exif};
 use dg_core::ImageSize;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
-/// Encodes a picture with what it records. Only a record too long for its format is left out; then
-/// the second value says so.
+/// A picture's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Encoded {
+    /// The bytes of the file.
+    pub(crate) bytes: Vec<u8>,
+    /// blake3 of the RGB bytes that it decodes to: those given, unless the format loses some.
+    pub(crate) pixels_blake3: String,
+    /// Says so when the record was left out, being too long for the format.
+    pub(crate) note: Option<String>,
+}
+
+/// Encodes a picture with what it records. Only a record too long for its format is left out.
 pub(crate) fn encode(
     format: Format,
     size: ImageSize,
     rgb: &[u8],
     record: Option<&Record>,
-) -> Result<(Vec<u8>, Option<String>), String> {
-    match format {
-        Format::Png => png(size, rgb, record).map(|bytes| (bytes, None)).map_err(|e| e.to_string()),
-        Format::Jpeg => {
-            let mut bytes = Vec::new();
-            other(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), size, rgb, record)
-                .map(|note| (bytes, note))
-        }
-        Format::WebP => {
-            let mut bytes = Vec::new();
-            other(WebPEncoder::new_lossless(&mut bytes), size, rgb, record).map(|note| (bytes, note))
-        }
+) -> Result<Encoded, String> {
+    if format == Format::Png {
+        let bytes = png(size, rgb, record).map_err(|e| e.to_string())?;
+        return Ok(Encoded { bytes, pixels_blake3: hash(rgb), note: None });
     }
+    let plain = match format {
+        // its pixels are known only once it is encoded
+        Format::Jpeg => Some(other(format, size, rgb, None)?),
+        _ => None,
+    };
+    let pixels_blake3 = match &plain {
+        Some(bytes) => hash(&decode::decode(bytes)?.rgb),
+        None => hash(rgb),
+    };
+    let text =
+        record.map(|r| exif_text(&Record { decoded_blake3: Some(pixels_blake3.clone()), ..r.clone() }));
+    let block = text.as_deref().and_then(exif::block);
+    let note = (text.is_some() && block.is_none()).then(|| TOO_LONG.into());
+    let bytes = match (plain, block) {
+        (Some(bytes), None) => bytes,
+        (_, block) => other(format, size, rgb, block)?,
+    };
+    Ok(Encoded { bytes, pixels_blake3, note })
+}
+
+/// Whether a file of this format can hold the record.
+pub(crate) fn holds(format: Format, record: &Record) -> bool {
+    let decoded_blake3 = Some(hash(&[]));
+    let text = || exif_text(&Record { decoded_blake3, ..record.clone() });
+    format == Format::Png || text().len() <= exif::TEXT_BYTES_MAX
+}
+
+/// blake3 of RGB bytes, in hexadecimal.
+pub(crate) fn hash(rgb: &[u8]) -> String {
+    blake3::hash(rgb).to_hex().to_string()
 }
 
 fn png(size: ImageSize, rgb: &[u8], record: Option<&Record>) -> Result<Vec<u8>, png::EncodingError> {
@@ -49,23 +81,30 @@ fn png(size: ImageSize, rgb: &[u8], record: Option<&Record>) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
-fn other(
-    mut encoder: impl ImageEncoder,
-    size: ImageSize,
-    rgb: &[u8],
-    record: Option<&Record>,
-) -> Result<Option<String>, String> {
-    let mut note = None;
-    if let Some(record) = record {
-        match exif::block(&ascii(&record.to_json())) {
-            Some(block) => encoder.set_exif_metadata(block).map_err(|e| e.to_string())?,
-            None => note = Some("the prompt is too long to be recorded in this format: use png".into()),
+/// JPEG or WebP with this EXIF block.
+fn other(format: Format, size: ImageSize, rgb: &[u8], exif: Option<Vec<u8>>) -> Result<Vec<u8>, String> {
+    fn write(
+        mut encoder: impl ImageEncoder,
+        size: ImageSize,
+        rgb: &[u8],
+        exif: Option<Vec<u8>>,
+    ) -> Result<(), String> {
+        if let Some(block) = exif {
+            encoder.set_exif_metadata(block).map_err(|e| e.to_string())?;
         }
+        let (width, height) = (size.width(), size.height());
+        encoder.write_image(rgb, width, height, ExtendedColorType::Rgb8).map_err(|e| e.to_string())
     }
-    encoder
-        .write_image(rgb, size.width(), size.height(), ExtendedColorType::Rgb8)
-        .map_err(|e| e.to_string())?;
-    Ok(note)
+    let mut bytes = Vec::new();
+    match format {
+        Format::Jpeg => write(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), size, rgb, exif)?,
+        _ => write(WebPEncoder::new_lossless(&mut bytes), size, rgb, exif)?,
+    }
+    Ok(bytes)
+}
+
+fn exif_text(record: &Record) -> String {
+    ascii(&record.to_json())
 }
 
 /// JSON with every other character as `\uXXXX`.
@@ -94,3 +133,4 @@ fn without_nul(text: &str) -> String {
 }
 
 const JPEG_QUALITY: u8 = 95;
+const TOO_LONG: &str = "the prompt is too long to be recorded in this format: use png";

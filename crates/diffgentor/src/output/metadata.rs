@@ -10,12 +10,20 @@ pub(crate) struct Record {
     pub(crate) recipe: Recipe,
     /// The program that made it.
     pub(crate) version: String,
+    /// blake3 of the RGB bytes as the file decodes, in formats without checksums (JPEG and WebP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) decoded_blake3: Option<String>,
 }
 
 impl Record {
     /// A record by this program.
     pub(crate) fn new(recipe: Recipe) -> Self {
-        Self { recipe, version: VERSION.into() }
+        Self { recipe, version: VERSION.into(), decoded_blake3: None }
+    }
+
+    /// Whether a file with these RGB bytes is damaged, as far as the record can tell.
+    pub(crate) fn contradicts(&self, pixels_blake3: &str) -> bool {
+        self.decoded_blake3.as_ref().is_some_and(|recorded| recorded != pixels_blake3)
     }
 
     /// As JSON.

@@ -1,9 +1,11 @@
 //! Standard output: a path, or a JSON object, per picture.
 
+use super::write;
+use crate::failure::Failure;
 use crate::log;
 use dg_core::{ImageSize, Seed};
 use serde::Serialize;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 /// One line of `--json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,7 +18,8 @@ pub(crate) struct Line {
     pub(crate) size: String,
     /// Its share of the time that its batch took.
     pub(crate) seconds: f64,
-    /// blake3 of its RGB bytes.
+    /// blake3 of the RGB bytes that its file decodes to, the same when it is made and when it is
+    /// skipped. Of a JPEG these are not the bytes that the model drew; `--report` has those.
     pub(crate) pixels_blake3: Option<String>,
     /// Whether it was finished before.
     pub(crate) skipped: bool,
@@ -38,12 +41,13 @@ impl Line {
 pub(crate) struct Printer {
     json: bool,
     closed: bool,
+    failure: Option<Failure>,
 }
 
 impl Printer {
     /// Prints paths, or JSON.
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, closed: false }
+        Self { json, closed: false, failure: None }
     }
 
     /// Prints one line. Pictures that failed have no path to print.
@@ -53,15 +57,46 @@ impl Printer {
             false if line.error.is_some() => return,
             false => line.path.clone(),
         };
-        self.closed = self.closed || !print(&text);
+        if self.closed {
+            return;
+        }
+        match try_print(&text) {
+            Ok(read) => self.closed = !read,
+            Err(failure) => {
+                // the pictures are worth more than the lines about them
+                log::warn_once(failure.message.clone());
+                (self.closed, self.failure) = (true, Some(failure));
+            }
+        }
+    }
+
+    /// Fails if a line was lost that somebody may wait for.
+    pub(crate) fn finish(&mut self) -> Result<(), Failure> {
+        self.failure.take().map_or(Ok(()), Err)
     }
 }
 
 /// Prints a text and a line feed; false when nobody reads standard output any more.
-pub(crate) fn print(text: &str) -> bool {
-    log::above_bars(|| {
+pub(crate) fn try_print(text: &str) -> Result<bool, Failure> {
+    let written = log::above_bars(|| {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}").and_then(|()| out.flush()).is_ok()
+        writeln!(out, "{text}").and_then(|()| out.flush())
+    });
+    match written {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::failed(format!("cannot write to standard output: {e}"))
+            .hint("check where standard output goes, and make room there")),
+    }
+}
+
+/// Prints all that a command has to say. Ends the program when that fails, silently only when
+/// nobody reads standard output any more: that is `false`.
+pub(crate) fn print(text: &str) -> bool {
+    try_print(text).unwrap_or_else(|failure| {
+        write::remove_own();
+        log::print_failure(&failure);
+        std::process::exit(failure.exit.code().into())
     })
 }
 

@@ -1,6 +1,7 @@
 //! Which pictures are finished.
 
 use super::decode::{self, Decoded};
+use super::encode;
 use dg_core::{Recipe, Seed};
 use std::path::{Path, PathBuf};
 
@@ -22,16 +23,53 @@ pub(crate) struct Wanted {
 pub(crate) struct Finished {
     /// Its seed: the recorded one, if any.
     pub(crate) seed: Option<Seed>,
-    /// blake3 of its pixels.
+    /// blake3 of the RGB bytes that it decodes to.
     pub(crate) pixels_blake3: String,
+}
+
+/// What stands in the place of a picture that must be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InTheWay {
+    /// Nothing that anybody would miss: no file, a damaged picture, no picture at all.
+    Nothing,
+    /// A picture of another request.
+    Other,
+    /// A picture that does not record how it was made.
+    Foreign,
+}
+
+/// Looks at what would be replaced, on several threads.
+pub(crate) fn in_the_way(paths: &[PathBuf], threads: usize) -> Vec<InTheWay> {
+    in_parallel(paths, threads, |path| look(path))
+}
+
+fn look(path: &Path) -> InTheWay {
+    if !is_file(path) {
+        return InTheWay::Nothing;
+    }
+    let Ok(bytes) = decode::load(path) else { return InTheWay::Foreign };
+    match decode::decode(&bytes) {
+        Ok(Decoded { record: None, .. }) => InTheWay::Foreign,
+        Ok(Decoded { record: Some(record), rgb, .. }) if record.contradicts(&encode::hash(&rgb)) => {
+            InTheWay::Nothing
+        }
+        Ok(_) => InTheWay::Other,
+        Err(_) if decode::is_foreign(&bytes) => InTheWay::Foreign,
+        Err(_) => InTheWay::Nothing,
+    }
 }
 
 /// Looks at all files, on several threads; `None` for those that must be made.
 pub(crate) fn finished(wanted: &[Wanted], threads: usize) -> Vec<Option<Finished>> {
-    let share = wanted.len().div_ceil(threads.max(1)).max(1);
+    in_parallel(wanted, threads, check_file)
+}
+
+fn in_parallel<T: Sync, R: Send>(all: &[T], threads: usize, look: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let share = all.len().div_ceil(threads.max(1)).max(1);
+    let look = |part: &[T]| part.iter().map(&look).collect::<Vec<R>>();
     std::thread::scope(|scope| {
-        let look = |part: &[Wanted]| part.iter().map(check_file).collect::<Vec<_>>();
-        let parts: Vec<_> = wanted.chunks(share).map(|part| scope.spawn(move || look(part))).collect();
+        let look = &look;
+        let parts: Vec<_> = all.chunks(share).map(|part| scope.spawn(move || look(part))).collect();
         parts.into_iter().flat_map(|part| part.join().expect("decoding does not panic")).collect()
     })
 }
@@ -54,6 +92,11 @@ fn check(wanted: &Wanted, found: &Decoded) -> Option<Finished> {
     if (found.width, found.height) != (size.width(), size.height()) {
         return None;
     }
+    let pixels_blake3 = encode::hash(&found.rgb);
+    if found.record.as_ref().is_some_and(|r| r.contradicts(&pixels_blake3)) {
+        tracing::info!("{}: will be made again: damaged pixels", wanted.path.display());
+        return None;
+    }
     let seed = found.record.as_ref().map(|r| r.recipe.request.seed);
     if wanted.recorded {
         let mut recipe = found.record.as_ref()?.recipe.clone();
@@ -64,7 +107,7 @@ fn check(wanted: &Wanted, found: &Decoded) -> Option<Finished> {
             return None;
         }
     }
-    Some(Finished { seed, pixels_blake3: blake3::hash(&found.rgb).to_hex().to_string() })
+    Some(Finished { seed, pixels_blake3 })
 }
 
 fn is_file(path: &Path) -> bool {
@@ -106,6 +149,9 @@ mod tests {
         assert_eq!(kept.seed, Some(Seed(7)));
         let small = Decoded { width: 16, ..found(Some(recipe("a"))) };
         assert_eq!(check(&wanted(false, false), &small), None);
+        let mut damaged = found(Some(recipe("a")));
+        damaged.record.as_mut().unwrap().decoded_blake3 = Some(encode::hash(b"other pixels"));
+        assert_eq!(check(&wanted(false, true), &damaged), None);
     }
 
     #[test]

@@ -11,10 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Writes `bytes` to `path` in place of what was there.
 pub(crate) fn atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let (temp, mut file) = Temp::create(folder)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -23,6 +20,67 @@ pub(crate) fn atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     // some file systems cannot sync a folder: the picture itself is safe by then
     let _ = File::open(folder).and_then(|f| f.sync_all());
     Ok(())
+}
+
+/// Writes `bytes` to what `path` names: in place of a regular file, behind symbolic links too, and
+/// into a device, a FIFO or a descriptor of this process, which are never replaced.
+pub(crate) fn to_target(path: &Path, bytes: &[u8]) -> Result<()> {
+    match target(path)? {
+        Target::Replace(path) => atomically(&path, bytes),
+        // `append`: what went to a redirected standard output before stays
+        Target::Into => OpenOptions::new().append(true).open(path)?.write_all(bytes),
+    }
+}
+
+/// Whether [`to_target`] can be expected to work; a full disk does not count as a refusal.
+pub(crate) fn probe_target(path: &Path) -> Result<()> {
+    match target(path)? {
+        Target::Replace(path) => probe(folder_of(&path)),
+        // opening a FIFO would wait for its reader
+        Target::Into => Ok(()),
+    }
+}
+
+/// What a path stands for.
+enum Target {
+    /// This file, whether it is there or not, can be renamed over.
+    Replace(PathBuf),
+    /// Something that must be opened.
+    Into,
+}
+
+fn target(path: &Path) -> Result<Target> {
+    let there = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Err(ErrorKind::IsADirectory.into()),
+        Ok(meta) if !meta.is_file() => return Ok(Target::Into),
+        Ok(_) => true,
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        Err(e) => return Err(e),
+    };
+    let mut path = path.to_path_buf();
+    for _ in 0..LINKS_MAX {
+        // `/dev/stdout` and its like: a link to an open file
+        if there && (path.starts_with("/dev/fd") || path.starts_with("/proc")) {
+            return Ok(Target::Into);
+        }
+        match std::fs::read_link(&path) {
+            Ok(link) => path = folder_of(&path).join(link),
+            Err(_) => return Ok(Target::Replace(path)),
+        }
+    }
+    Err(Error::other("too many symbolic links"))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Whether no other file can be written either: the file system is full, over quota or read-only.
+pub(crate) fn is_no_room(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Whether a file can be made in `folder`; a full disk does not count as a refusal.
@@ -106,6 +164,7 @@ static OWN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 const PREFIX: &str = ".dg-";
 const SUFFIX: &str = ".tmp";
 const TRIES: usize = 100;
+const LINKS_MAX: usize = 40;
 
 #[cfg(test)]
 mod tests {
@@ -133,6 +192,29 @@ mod tests {
         assert!(atomically(&dir.path().join("y.png"), b"one").is_err());
         assert!(atomically(&dir.path().join("none/z.png"), b"one").is_err());
         assert_eq!(names(dir.path()), ["x.png", "y.png"]);
+    }
+
+    #[test]
+    fn links_and_devices_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("d")).unwrap();
+        for (link, to) in [("a", "b"), ("b", "d/c"), ("loop", "loop"), ("null", "/dev/null")] {
+            std::os::unix::fs::symlink(to, path(link)).unwrap();
+        }
+        for text in ["one", "two"] {
+            to_target(&path("a"), text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(path("d/c")).unwrap(), text);
+        }
+        to_target(&path("null"), b"x").unwrap();
+        for name in ["loop", "d", "none/x"] {
+            assert!(to_target(&path(name), b"x").is_err() && probe_target(&path(name)).is_err(), "{name}");
+        }
+        for name in ["a", "null", "new"] {
+            probe_target(&path(name)).unwrap();
+        }
+        assert_eq!(names(dir.path()), ["a", "b", "d", "loop", "null"]);
+        assert!(path("a").is_symlink() && path("b").is_symlink() && path("null").is_symlink());
     }
 
     #[test]

@@ -69,9 +69,15 @@ pub(crate) const ROWS_MAX: usize = 1_000_000;
 /// Most bad rows that an error lists.
 const ERRORS_SHOWN: usize = 20;
 
+/// What a prompts file is called in messages.
+pub(crate) fn shown(path: &str) -> &str {
+    if path == "-" { "standard input" } else { path }
+}
+
 /// Reads the prompts file at `path`, or standard input for `-`. `name_column` names the pictures.
-pub(crate) fn read(path: &str, name_column: &str) -> Result<Vec<Row>, Failure> {
-    let shown = if path == "-" { "standard input" } else { path };
+/// Warns of odd columns; bad rows are for the caller to refuse.
+pub(crate) fn read(path: &str, name_column: &str) -> Result<Parsed, Failure> {
+    let shown = shown(path);
     let bytes = if path == "-" {
         bounded(std::io::stdin().lock(), shown)?
     } else {
@@ -86,15 +92,12 @@ pub(crate) fn read(path: &str, name_column: &str) -> Result<Vec<Row>, Failure> {
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let parsed = parse(kind(path, text)?, text, name_column);
-    parsed.warnings.into_iter().for_each(crate::log::warn_once);
-    if !parsed.errors.is_empty() {
-        return Err(refuse_rows(shown, &parsed.errors));
-    }
-    if parsed.rows.is_empty() {
+    parsed.warnings.iter().for_each(crate::log::warn_once);
+    if parsed.rows.is_empty() && parsed.errors.is_empty() {
         return Err(Failure::config(format!("prompts file {shown}: no prompts"))
             .hint("write one prompt per line, or rows with a `prompt` column"));
     }
-    Ok(parsed.rows)
+    Ok(parsed)
 }
 
 /// One failure that lists the bad rows of a file.
