@@ -153,7 +153,7 @@ settings! {
     NoMetadata: "output" "no_metadata" [] ["DG_T2I_NO_METADATA"] true
         Switch, "false", "BOOL", OUTPUT, "Do not record the request in the picture.";
     NoResume: "output" "no_resume" [] ["DG_T2I_NO_RESUME"] true
-        Switch, "false", "BOOL", OUTPUT, "Make every picture again, also those that are finished.";
+        Switch, "false", "BOOL", OUTPUT, "Make every picture again, also those that are finished, and replace files that are not this program's.";
     Report: "" "report" [] ["DG_T2I_REPORT"] true
         PATH, "", "FILE", OUTPUT, "Write a machine-readable report of the run to this file.";
     Json: "" "json" [] ["DG_T2I_JSON"] true
@@ -178,7 +178,7 @@ settings! {
     DryRun: "" "dry_run" [] ["DG_T2I_DRY_RUN"] true
         Switch, "false", "BOOL", MACHINE, "Show what would be done, and do nothing.";
     Force: "" "force" [] ["DG_T2I_FORCE"] true
-        Switch, "false", "BOOL", MACHINE, "Try even if the memory looks too small, or --from_image names another model.";
+        Switch, "false", "BOOL", MACHINE, "Try even if the memory looks too small, or --from_image names another model; replace files that are not this program's.";
 
     DataParallelDegree: "parallel" "data_parallel_degree" [] ["DG_XDIT_DATA_PARALLEL_DEGREE"] false
         DEGREE, "1", "N", MACHINE, "Replicas that share the pictures of a batch.";

@@ -123,7 +123,7 @@ pub struct ImageReport {
     pub path: String,
     /// Its seed.
     pub seed: u64,
-    /// blake3 of the RGB bytes, rows top-down.
+    /// blake3 of the RGB bytes as they were drawn, before encoding; rows top-down.
     pub pixels_blake3: String,
     /// blake3 of the final packed latents as little-endian f32.
     pub latents_blake3: String,
