@@ -1,16 +1,17 @@
-//! [`Cluster`]: a model that is ready to work, and the jobs it is given.
+//! [`Cluster`]: a model that is ready to work.
 
+use crate::StartError;
 use crate::compute::{Engine, Load};
+use crate::job::{Job, JobSpec};
 use crate::logic::queue::JobId;
 use crate::supervisor::{self, Supervisor};
-use crate::{JobError, StartError};
-use dg_core::{DType, GenerateRequest, StepEvent, Steps, TimeDtype};
-use dg_flux::{ModelRepo, Picture, Pipeline, PipelineOptions};
+use dg_core::{DType, GenerateRequest, TimeDtype};
+use dg_flux::{ModelRepo, Pipeline, PipelineOptions};
 use ractor::{Actor, ActorRef};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tokio::sync::{mpsc, oneshot};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// How a rank computes.
@@ -80,16 +81,13 @@ impl Cluster {
     /// Hands in one batch. It runs after those that were handed in before it.
     pub fn submit(&self, batch: Vec<GenerateRequest>) -> Job {
         let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
-        let (events, incoming) = mpsc::unbounded_channel();
-        let (done, outcome) = oneshot::channel();
-        let canceller = Canceller::default();
-        let spec = JobSpec { id, batch, events, done, canceller: canceller.clone() };
+        let (spec, job) = JobSpec::new(id, batch);
         if let Some(error) = spec.fault() {
             spec.end(Err(error));
         } else if let Err(e) = self.supervisor.cast(supervisor::Message::Submit(spec)) {
             tracing::debug!("submitted to a stopped cluster: {e}");
         }
-        Job { events: incoming, outcome, canceller }
+        job
     }
 
     /// Stops the actors. Jobs that wait end with [`JobError::Stopped`]; a running one ends when it is
@@ -110,87 +108,12 @@ impl Drop for Cluster {
     }
 }
 
-/// A job as the actors see it. Dropping it ends it: the owner then sees [`JobError::Stopped`].
-pub(crate) struct JobSpec {
-    pub(crate) id: JobId,
-    pub(crate) batch: Vec<GenerateRequest>,
-    pub(crate) events: mpsc::UnboundedSender<StepEvent>,
-    done: oneshot::Sender<Result<Vec<Picture>, JobError>>,
-    pub(crate) canceller: Canceller,
-}
-
-impl JobSpec {
-    fn fault(&self) -> Option<JobError> {
-        let Some(first) = self.batch.first() else { return Some(JobError::Empty) };
-        let bad = |s: &&f64| !(0.0..=1.0).contains(*s) || **s == 0.0;
-        let all_sigmas = self.batch.iter().filter_map(|r| r.sigmas.as_ref());
-        for sigmas in all_sigmas {
-            if sigmas.is_empty() || sigmas.len() > Steps::MAX as usize {
-                return Some(JobError::Sigmas(format!("{} numbers", sigmas.len())));
-            }
-            if let Some(s) = sigmas.iter().find(bad) {
-                return Some(JobError::Sigmas(s.to_string()));
-            }
-        }
-        self.batch.iter().position(|r| !r.batches_with(first)).map(JobError::Unlike)
-    }
-
-    /// Tells the owner how it ended.
-    pub(crate) fn end(self, result: Result<Vec<Picture>, JobError>) {
-        // an owner that has gone away does not care
-        let _ = self.done.send(result);
-    }
-}
-
-/// A batch on its way. Dropping it cancels it.
-pub struct Job {
-    events: mpsc::UnboundedReceiver<StepEvent>,
-    outcome: oneshot::Receiver<Result<Vec<Picture>, JobError>>,
-    canceller: Canceller,
-}
-
-impl Job {
-    /// The next thing that happens, or `None` when the job has ended.
-    pub async fn next_event(&mut self) -> Option<StepEvent> {
-        self.events.recv().await
-    }
-
-    /// Waits for the pictures, in the order of the requests.
-    pub async fn finish(mut self) -> Result<Vec<Picture>, JobError> {
-        (&mut self.outcome).await.unwrap_or(Err(JobError::Stopped))
-    }
-
-    /// A handle that cancels the job from elsewhere.
-    pub fn canceller(&self) -> Canceller {
-        self.canceller.clone()
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.canceller.cancel();
-    }
-}
-
-/// Cancels a job: it stops after the transformer block, text-encoder layer or VAE stage that it is in.
-#[derive(Clone, Debug, Default)]
-pub struct Canceller(Arc<AtomicBool>);
-
-impl Canceller {
-    /// Cancels; harmless when the job has ended.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dg_core::{ImageSize, Seed};
+    use crate::JobError;
+    use dg_core::{ImageSize, Seed, StepEvent};
+    use dg_flux::Picture;
     use dg_flux::RunError;
     use dg_flux::watch::{Cancelled, Watch};
     use std::sync::atomic::AtomicU32;

@@ -1,6 +1,6 @@
 //! The compute thread: owns the model, works through one job after the other.
 
-use crate::cluster::JobSpec;
+use crate::job::JobSpec;
 use crate::logic::queue::JobId;
 use crate::{JobError, StartError};
 use dg_core::{GenerateRequest, StepEvent};

@@ -5,7 +5,7 @@
 //! only: the supervisor starts another one in its place.
 //!
 //! # Layout
-//! - [`cluster`]: [`Cluster`] and [`Job`], the API
+//! - [`cluster`], [`job`]: [`Cluster`] and [`Job`], the API
 //! - [`logic`]: what the supervisor decides, without actors, clocks or IO
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - [`memory`]: what a run will need
@@ -31,13 +31,15 @@
 pub mod cluster;
 mod compute;
 pub mod error;
+pub mod job;
 pub mod logic;
 pub mod memory;
 mod supervisor;
 mod worker;
 
-pub use cluster::{Canceller, Cluster, EngineOptions, Job};
+pub use cluster::{Cluster, EngineOptions};
 pub use dg_flux as flux;
 pub use dg_flux::Picture;
 pub use error::{JobError, StartError};
+pub use job::{Canceller, Job};
 pub use memory::{MemoryNeed, memory_need};

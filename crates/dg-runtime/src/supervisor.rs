@@ -1,7 +1,7 @@
 //! The supervisor actor: queues jobs, starts workers, replaces lost ones.
 
-use crate::cluster::JobSpec;
 use crate::compute::Load;
+use crate::job::JobSpec;
 use crate::logic::queue::{Action, Event, JobId, Queue, WAITING_MAX};
 use crate::worker::{self, Worker};
 use crate::{JobError, StartError};

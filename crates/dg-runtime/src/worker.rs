@@ -1,7 +1,7 @@
 //! The worker actor of one rank: between the supervisor and the compute thread.
 
-use crate::cluster::JobSpec;
 use crate::compute::{self, Load, Told};
+use crate::job::JobSpec;
 use crate::supervisor;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::sync::mpsc::Sender;

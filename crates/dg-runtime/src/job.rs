@@ -1,0 +1,96 @@
+//! [`Job`]: one batch on its way, as its owner and as the actors see it.
+
+use crate::JobError;
+use crate::logic::queue::JobId;
+use dg_core::{GenerateRequest, StepEvent, Steps};
+use dg_flux::Picture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{mpsc, oneshot};
+
+/// A batch on its way. Dropping it cancels it.
+pub struct Job {
+    events: mpsc::UnboundedReceiver<StepEvent>,
+    outcome: oneshot::Receiver<Result<Vec<Picture>, JobError>>,
+    canceller: Canceller,
+}
+
+impl Job {
+    /// The next thing that happens, or `None` when the job has ended.
+    pub async fn next_event(&mut self) -> Option<StepEvent> {
+        self.events.recv().await
+    }
+
+    /// Waits for the pictures, in the order of the requests.
+    pub async fn finish(mut self) -> Result<Vec<Picture>, JobError> {
+        (&mut self.outcome).await.unwrap_or(Err(JobError::Stopped))
+    }
+
+    /// A handle that cancels the job from elsewhere.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.canceller.cancel();
+    }
+}
+
+/// Cancels a job: it stops after the transformer block, text-encoder layer or VAE stage that it is in.
+#[derive(Clone, Debug, Default)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// Cancels; harmless when the job has ended.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A job as the actors see it. Dropping it ends it: the owner then sees [`JobError::Stopped`].
+pub(crate) struct JobSpec {
+    pub(crate) id: JobId,
+    pub(crate) batch: Vec<GenerateRequest>,
+    pub(crate) events: mpsc::UnboundedSender<StepEvent>,
+    done: oneshot::Sender<Result<Vec<Picture>, JobError>>,
+    pub(crate) canceller: Canceller,
+}
+
+impl JobSpec {
+    /// A job and its owner's end.
+    pub(crate) fn new(id: JobId, batch: Vec<GenerateRequest>) -> (Self, Job) {
+        let (events, incoming) = mpsc::unbounded_channel();
+        let (done, outcome) = oneshot::channel();
+        let canceller = Canceller::default();
+        let spec = Self { id, batch, events, done, canceller: canceller.clone() };
+        (spec, Job { events: incoming, outcome, canceller })
+    }
+
+    /// Why the batch cannot run, if so.
+    pub(crate) fn fault(&self) -> Option<JobError> {
+        let Some(first) = self.batch.first() else { return Some(JobError::Empty) };
+        let bad = |s: &&f64| !(0.0..=1.0).contains(*s) || **s == 0.0;
+        let all_sigmas = self.batch.iter().filter_map(|r| r.sigmas.as_ref());
+        for sigmas in all_sigmas {
+            if sigmas.is_empty() || sigmas.len() > Steps::MAX as usize {
+                return Some(JobError::Sigmas(format!("{} numbers", sigmas.len())));
+            }
+            if let Some(s) = sigmas.iter().find(bad) {
+                return Some(JobError::Sigmas(s.to_string()));
+            }
+        }
+        self.batch.iter().position(|r| !r.batches_with(first)).map(JobError::Unlike)
+    }
+
+    /// Tells the owner how it ended.
+    pub(crate) fn end(self, result: Result<Vec<Picture>, JobError>) {
+        // an owner that has gone away does not care
+        let _ = self.done.send(result);
+    }
+}
