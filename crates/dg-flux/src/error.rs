@@ -125,6 +125,15 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// The exit code of a program that stops because of this.
+    pub fn exit(&self) -> ExitCode {
+        match self {
+            Self::Cancelled(_) => ExitCode::Interrupted,
+            Self::Model(e) => e.exit(),
+            Self::NotFinite { .. } => ExitCode::Failed,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -69,6 +69,8 @@ pub enum JobError {
         reason: String,
         /// What to do about it.
         hint: Option<String>,
+        /// The exit code of a program that stops because of this.
+        exit: ExitCode,
     },
     /// The worker panicked; the message is the panic's.
     #[error("the worker failed: {0}")]
@@ -83,6 +85,7 @@ impl JobError {
     pub fn exit(&self) -> ExitCode {
         match self {
             Self::Cancelled => ExitCode::Interrupted,
+            Self::Run { exit, .. } => *exit,
             _ => ExitCode::Failed,
         }
     }
@@ -103,7 +106,7 @@ impl From<RunError> for JobError {
     fn from(e: RunError) -> Self {
         match e {
             RunError::Cancelled(_) => Self::Cancelled,
-            other => Self::Run { hint: other.hint(), reason: other.to_string() },
+            other => Self::Run { hint: other.hint(), exit: other.exit(), reason: other.to_string() },
         }
     }
 }

@@ -77,7 +77,6 @@ impl Actor for Supervisor {
                 Event::WorkerReady
             }
             Message::Broken(e) => {
-                tracing::error!("{e}");
                 state.report_start(Err(e));
                 myself.stop(None);
                 return Ok(());
@@ -130,9 +129,11 @@ impl State {
     }
 
     fn report_start(&mut self, result: Result<(), StartError>) {
-        if let Some(started) = self.started.take() {
+        match (self.started.take(), result) {
             // the starter may have gone away
-            let _ = started.send(result);
+            (Some(started), result) => drop(started.send(result)),
+            (None, Err(e)) => tracing::error!("a worker could not be replaced: {e}"),
+            (None, Ok(())) => {}
         }
     }
 

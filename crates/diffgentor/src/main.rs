@@ -44,6 +44,7 @@ use dg_core::ExitCode;
 use failure::Failure;
 
 fn main() -> std::process::ExitCode {
+    quiet_compute_threads();
     match dispatch() {
         Ok(code) => code.into(),
         Err(failure) => {
@@ -65,4 +66,18 @@ fn dispatch() -> Result<ExitCode, Failure> {
         Command::Man { dir, format } => docs::man(dir.as_deref(), format),
         Command::Models { action, json } => models::command(&action.unwrap_or_default(), json),
     }
+}
+
+/// The runtime turns a panic of a compute thread into that job's error, which is printed once: the
+/// panic itself is told with `-v` only.
+fn quiet_compute_threads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let here = std::thread::current();
+        if here.name().is_some_and(|name| name.starts_with("dg-rank")) {
+            tracing::info!("{panic}");
+        } else {
+            usual(panic);
+        }
+    }));
 }
