@@ -44,7 +44,7 @@ impl Progress for () {
 /// The folder of a model, after fetching what is missing of it.
 ///
 /// With [`HubOptions::local_files_only`] nothing is fetched. If the hub cannot be reached, or is silent for
-/// [`HubOptions::stall`], and the cache has the whole revision, that is used, with a warning.
+/// `HubOptions::stall`, and the cache has the whole revision, that is used, with a warning.
 pub fn fetch(id: &RepoId, options: &HubOptions, progress: &dyn Progress) -> Result<PathBuf, HubError> {
     let store = Store::new(id, options)?;
     if options.local_files_only {

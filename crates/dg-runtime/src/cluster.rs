@@ -90,7 +90,7 @@ impl Cluster {
         job
     }
 
-    /// Stops the actors. Jobs that wait end with [`JobError::Stopped`]; a running one ends when it is
+    /// Stops the actors. Jobs that wait end with [`JobError::Stopped`](crate::JobError::Stopped); a running one ends when it is
     /// finished, or when its owner cancels or drops it.
     pub async fn shutdown(mut self) {
         self.supervisor.stop(None);
