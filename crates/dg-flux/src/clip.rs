@@ -9,7 +9,7 @@ use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader};
 use burn::tensor::Tensor;
 use dg_core::shape::ClipShape;
-use dg_kernels::{self as k, Precision};
+use dg_kernels::{self as k, Activation, Precision};
 
 /// The text encoder whose pooled output conditions every modulation.
 pub struct Clip {
@@ -97,9 +97,9 @@ impl Clip {
         // torch's fused attention rounds its result only
         let o = k::attention_with_bias(split(q), split(key), split(v), mask, scale, Precision::F32);
         let o = k::round(o.reshape([b, n, d]), p);
-        let x = k::add(x, l.out.forward(o), p);
+        let x = l.out.added(x, o);
         let y = l.norm2.forward(x.clone(), eps, p);
-        k::add(x, l.fc2.forward(k::quick_gelu(l.fc1.forward(y), p)), p)
+        l.fc2.added(x, l.fc1.forward_then(y, Activation::QuickGelu))
     }
 
     /// The position whose hidden state stands for the prompt: the first end token. Published FLUX

@@ -5,7 +5,7 @@ use crate::weights::{Linear, Loader};
 use burn::tensor::{Tensor, bf16};
 use dg_core::TimeDtype;
 use dg_core::shape::TransformerShape;
-use dg_kernels::{self as k, Precision};
+use dg_kernels::{self as k, Activation, Precision};
 
 /// Width of the sinusoid.
 const SINUSOID: usize = 256;
@@ -81,17 +81,17 @@ impl Conditioning {
             let values = moments.iter().flat_map(|m| sinusoid(pick(m))).collect();
             k::round(k::from_vec(values, [moments.len(), SINUSOID], &pooled.device()), p)
         };
-        let mut c = self.time.forward(wave(|m| m.time), p);
+        let mut c = self.time.forward(wave(|m| m.time));
         if let Some(guidance) = &self.guidance {
-            c = k::add(c, guidance.forward(wave(|m| m.guidance), p), p);
+            c = k::add(c, guidance.forward(wave(|m| m.guidance)), p);
         }
-        k::add(c, self.text.forward(pooled, p), p)
+        k::add(c, self.text.forward(pooled), p)
     }
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<2>, p: Precision) -> Tensor<2> {
-        self.second.forward(k::silu(self.first.forward(x), p))
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.second.forward(self.first.forward_then(x, Activation::Silu))
     }
 }
 

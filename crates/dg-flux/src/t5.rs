@@ -9,7 +9,7 @@ use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader};
 use burn::tensor::Tensor;
 use dg_core::shape::T5Shape;
-use dg_kernels::{self as k, Precision};
+use dg_kernels::{self as k, Activation, Precision};
 
 /// The text encoder whose token embeddings enter the transformer.
 pub struct T5 {
@@ -92,10 +92,10 @@ impl T5 {
         let (q, key, v) = (l.q.forward(y.clone()), l.k.forward(y.clone()), l.v.forward(y));
         // T5 does not divide by √d
         let o = k::attention_with_bias(split(q), split(key), split(v), bias, 1.0, p);
-        let x = k::add(x, l.o.forward(o.reshape([b, n, s.heads * s.head_dim])), p);
+        let x = l.o.added(x, o.reshape([b, n, s.heads * s.head_dim]));
         let y = k::t5_norm(x.clone(), &l.norm2, s.eps, p);
-        let gate = k::gelu_new(l.wi_0.forward(y.clone()), p);
-        k::add(x, l.wo.forward(k::mul(gate, l.wi_1.forward(y), p)), p)
+        let gate = l.wi_0.forward_then(y.clone(), Activation::GeluNew);
+        l.wo.added(x, k::mul(gate, l.wi_1.forward(y), p))
     }
 
     /// The position bias of `n` tokens, `[heads, n, n]`: one table, of block 0, serves all blocks.

@@ -14,14 +14,14 @@
 //! ```
 
 use crate::ModelError;
-use crate::attend::Attend;
+use crate::attend::{Attend, Projected};
 use crate::conditioning::{Conditioning, Moment};
 use crate::rope::Rope;
 use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader};
 use burn::tensor::Tensor;
 use dg_core::shape::TransformerShape;
-use dg_kernels::{self as k, Precision};
+use dg_kernels::{self as k, Activation, Precision};
 
 /// Epsilon of every norm.
 const EPS: f64 = 1e-6;
@@ -144,15 +144,15 @@ impl Qkv {
     }
 
     /// `x` `[b, n, D]` → rotated q and k, and v, each `[b, n, heads, head_dim]`.
-    fn forward(&self, x: Tensor<3>, rope: &Rope) -> [Tensor<4>; 3] {
+    fn forward(&self, x: Tensor<3>, rope: &Rope) -> Projected {
         let [b, n, d] = x.dims();
         let split = |t: Tensor<3>| t.reshape([b, n, self.heads, d / self.heads]);
         let turn = |t: Tensor<3>, norm: &Tensor<1>| {
             k::rms_norm_rope(split(t), norm, &rope.cos, &rope.sin, EPS, self.precision)
         };
         let q = turn(self.q.forward(x.clone()), &self.norm_q);
-        let key = turn(self.k.forward(x.clone()), &self.norm_k);
-        [q, key, split(self.v.forward(x))]
+        let k = turn(self.k.forward(x.clone()), &self.norm_k);
+        Projected { q, k, v: split(self.v.forward(x)) }
     }
 }
 
@@ -160,7 +160,6 @@ impl Qkv {
 struct FeedForward {
     up: Linear,
     down: Linear,
-    precision: Precision,
 }
 
 impl FeedForward {
@@ -168,12 +167,12 @@ impl FeedForward {
         Ok(Self {
             up: w.linear(&format!("{at}.net.0.proj"), d, 4 * d)?,
             down: w.linear(&format!("{at}.net.2"), 4 * d, d)?,
-            precision: w.precision(),
         })
     }
 
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(k::gelu_tanh(self.up.forward(x), self.precision))
+    /// `residual + gate · down(gelu(up(x)))`.
+    fn added(&self, residual: Tensor<3>, gate: Tensor<2>, x: Tensor<3>) -> Tensor<3> {
+        self.down.gated(residual, gate, vec![self.up.forward_then(x, Activation::GeluTanh)])
     }
 }
 
@@ -198,7 +197,7 @@ impl Stream {
         StreamModulation { attention: [shift, scale, gate], mlp: [shift2, scale2, gate2] }
     }
 
-    fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope) -> [Tensor<4>; 3] {
+    fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope) -> Projected {
         let [shift, scale, _] = m.attention.clone();
         self.qkv.forward(k::layer_norm_modulate(x.clone(), shift, scale, EPS, self.precision), rope)
     }
@@ -207,10 +206,10 @@ impl Stream {
     fn finish(&self, x: Tensor<3>, o: Tensor<3>, m: StreamModulation) -> Tensor<3> {
         let p = self.precision;
         let [_, _, gate] = m.attention;
-        let x = k::gated_residual(x, gate, self.out.forward(o), p);
+        let x = self.out.gated(x, gate, vec![o]);
         let [shift, scale, gate] = m.mlp;
-        let y = self.ff.forward(k::layer_norm_modulate(x.clone(), shift, scale, EPS, p));
-        k::gated_residual(x, gate, y, p)
+        let y = k::layer_norm_modulate(x.clone(), shift, scale, EPS, p);
+        self.ff.added(x, gate, y)
     }
 }
 
@@ -257,24 +256,13 @@ impl DoubleBlock {
         let (mi, mt) = (self.image.modulation(c, d), self.text.modulation(c, d));
         let from_image = self.image.qkv(&image, &mi, &rope.slice(t, n));
         let from_text = self.text.qkv(&text, &mt, &rope.slice(0, t));
-        let [q, key, v] = joined(from_text, from_image);
-        let o = attend.attend(q, key, v, self.scale, self.precision).reshape([b, t + n, d]);
-        let text = self.text.finish(text, o.clone().narrow(1, 0, t), mt);
-        let image = self.image.finish(image, o.narrow(1, t, n), mi);
+        let mut outputs = attend.attend(vec![from_text, from_image], self.scale, self.precision).into_iter();
+        let mut output =
+            |tokens: usize| outputs.next().expect("an output for each part").reshape([b, tokens, d]);
+        let text = self.text.finish(text, output(t), mt);
+        let image = self.image.finish(image, output(n), mi);
         (text, image)
     }
-}
-
-/// Text rows before image rows.
-fn joined(text: [Tensor<4>; 3], image: [Tensor<4>; 3]) -> [Tensor<4>; 3] {
-    let [b, t, heads, d] = text[0].dims();
-    let n = image[0].dims()[1];
-    let mut pairs = text.into_iter().zip(image);
-    std::array::from_fn(|_| {
-        let (a, z) = pairs.next().expect("three of each");
-        let (a, z) = (a.reshape([b, t, heads * d]), z.reshape([b, n, heads * d]));
-        k::cat_tokens(a, z).reshape([b, t + n, heads, d])
-    })
 }
 
 /// One stream of text and image; attention and MLP side by side.
@@ -305,9 +293,9 @@ impl SingleBlock {
         let (p, [b, n, d]) = (self.precision, z.dims());
         let [shift, scale, gate] = chunks(&self.modulation, c, d);
         let u = k::layer_norm_modulate(z.clone(), shift, scale, EPS, p);
-        let [q, key, v] = self.qkv.forward(u.clone(), rope);
-        let mlp = k::gelu_tanh(self.proj_mlp.forward(u), p);
-        let o = attend.attend(q, key, v, self.scale, p).reshape([b, n, d]);
-        k::gated_residual(z, gate, self.proj_out.forward(k::cat_channels(o, mlp)), p)
+        let projected = self.qkv.forward(u.clone(), rope);
+        let mlp = self.proj_mlp.forward_then(u, Activation::GeluTanh);
+        let o = attend.attend(vec![projected], self.scale, p).pop().expect("an output for one part");
+        self.proj_out.gated(z, gate, vec![o.reshape([b, n, d]), mlp])
     }
 }

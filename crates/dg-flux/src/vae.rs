@@ -198,12 +198,13 @@ impl Resnet {
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let y = self.conv1.forward(self.norm1.forward(x.clone(), true));
-        let y = self.conv2.forward(self.norm2.forward(y, true));
+        let y = self.norm2.forward(y, true);
         let x = match &self.shortcut {
             Some(conv) => k::conv1x1(x, &conv.weight, &conv.bias, conv.precision),
             None => x,
         };
-        k::add(y, x, self.conv1.precision)
+        let conv = &self.conv2;
+        k::conv3x3_add(y, &conv.weight, &conv.bias, x, conv.precision)
     }
 }
 

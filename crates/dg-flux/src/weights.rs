@@ -6,7 +6,7 @@
 use crate::{ModelError, ModelSource};
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData, bf16, f16};
 use bytes::Bytes;
-use dg_kernels::Precision;
+use dg_kernels::{Activation, Precision};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::cell::RefCell;
@@ -268,5 +268,21 @@ impl Linear {
     /// `x` `[…, in]` → `[…, out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         dg_kernels::linear(x, &self.weight, self.bias.as_ref(), self.precision)
+    }
+
+    /// [`forward`](Self::forward), then an activation.
+    pub fn forward_then<const D: usize>(&self, x: Tensor<D>, then: Activation) -> Tensor<D> {
+        dg_kernels::linear_then(x, &self.weight, self.bias.as_ref(), then, self.precision)
+    }
+
+    /// `residual` `[b, n, out]` + `gate` `[b, out]` · the layer's output for `parts`, `[b, n, …]` each, side
+    /// by side.
+    pub fn gated(&self, residual: Tensor<3>, gate: Tensor<2>, parts: Vec<Tensor<3>>) -> Tensor<3> {
+        dg_kernels::linear_gated(residual, gate, parts, &self.weight, self.bias.as_ref(), self.precision)
+    }
+
+    /// `residual` `[b, n, out]` + the layer's output for `x`.
+    pub fn added(&self, residual: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
+        dg_kernels::linear_add(residual, x, &self.weight, self.bias.as_ref(), self.precision)
     }
 }

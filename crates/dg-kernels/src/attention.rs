@@ -1,8 +1,7 @@
 //! Attention: fused, with a bias, and the merge of partial results.
 
 use crate::plug;
-use crate::simd::gemm::{Matrix, Shape, product};
-use crate::simd::{Cpu, Unary, View};
+use crate::simd::{Attention, Cpu, Finish, Product, Right, Rows, Unary, Values, View};
 use crate::{Precision, reference, scratch};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -20,15 +19,43 @@ pub fn attention(
     scale: f32,
     p: Precision,
 ) -> (Tensor<4>, Tensor<3>) {
-    let [b, sq, h, d] = q.dims();
-    let cpu = plug::native(&q).filter(|_| plug::native(&k).is_some() && plug::native(&v).is_some());
-    let Some(cpu) = cpu else { return reference::attention(q, k, v, scale, p) };
-    assert!(k.dims() == v.dims() && k.dims()[0] == b && k.dims()[2..] == [h, d], "q and k do not match");
-    let (q, k, v) = (plug::rows(q), plug::rows(k), plug::rows(v));
-    let (mut out, mut lse) = (vec![0f32; b * sq * h * d], vec![0f32; b * h * sq]);
-    let views = [plug::view(&q), plug::view(&k), plug::view(&v)];
-    cpu.attention(views, scale, p, &mut out, &mut lse);
-    (plug::tensor(out, [b, sq, h, d]), plug::tensor(lse, [b, h, sq]))
+    attention_segments(vec![q], vec![k], vec![v], scale, p)
+        .pop()
+        .expect("one result for one tensor of queries")
+}
+
+/// [`attention()`] with the tokens in several tensors, which are not concatenated: every query sees the
+/// keys of all segments. Returns output and logarithms for each segment of queries; the bits are those of
+/// one call on concatenated tensors.
+///
+/// # Panics
+/// Without any segment of keys, and when shapes do not match.
+pub fn attention_segments(
+    q: Vec<Tensor<4>>,
+    k: Vec<Tensor<4>>,
+    v: Vec<Tensor<4>>,
+    scale: f32,
+    p: Precision,
+) -> Vec<(Tensor<4>, Tensor<3>)> {
+    assert!(!k.is_empty() && k.len() == v.len(), "{} segments of keys, {} of values", k.len(), v.len());
+    assert!(k.iter().zip(&v).all(|(k, v)| k.dims() == v.dims()), "keys and values do not match");
+    let filled = |all: &[Tensor<4>]| all.iter().filter(|t| t.dims()[1] > 0).cloned().collect::<Vec<_>>();
+    let (some_k, some_v) = (filled(&k), filled(&v));
+    let all = q.iter().chain(&some_k).chain(&some_v);
+    let cpu =
+        plug::cpu().filter(|_| !some_k.is_empty() && all.into_iter().all(|t| plug::native(t).is_some()));
+    let Some(cpu) = cpu else { return reference::attention_segments(q, k, v, scale, p) };
+    let held = [q, some_k, some_v].map(|all| all.into_iter().map(plug::rows).collect::<Vec<_>>());
+    let [queries, keys, values] = held.each_ref().map(|all| all.iter().map(plug::view).collect::<Vec<_>>());
+    let [b, _, h, d] = queries[0].dims;
+    let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
+    assert!(queries.iter().chain(&keys).all(alike), "q and k do not match");
+    let results = cpu.attention(&Attention { queries: &queries, keys: &keys, values: &values }, scale, p);
+    let tensors = results.into_iter().zip(&queries).map(|((out, lse), q)| {
+        let sq = q.dims[1];
+        (plug::tensor(out, [b, sq, h, d]), plug::tensor(lse, [b, h, sq]))
+    });
+    tensors.collect()
 }
 
 /// Merges two results of [`attention()`] over disjoint keys, in f32 (round the last one with
@@ -129,22 +156,26 @@ impl Block {
         let [_, sk, _, d] = k.dims;
         let m = out.len() / d;
         let mut scores = scratch::take(m * sk);
-        let queries = self.matrix(q, self.first, [q.strides[1], 1]);
-        let keys = self.matrix(k, 0, [1, k.strides[1]]);
-        product(Shape { m, k: d, n: sk }, (&mut scores, sk), false, queries, keys, false);
+        let (b, h) = self.at;
+        let queries = [self.rows(q, self.first)];
+        let keys = Product { m, n: sk, left: &queries, right: Right::Rows(self.rows(k, 0)) };
+        let alone = |product: &Product<'_>, to: &mut [f32]| {
+            self.cpu.product(product, Finish::Map { to, bias: None, then: None }, Precision::F32, false);
+        };
+        alone(&keys, &mut scores);
         for (row, bias) in scores.chunks_mut(sk).zip(bias.chunks(sk)) {
             self.cpu.biased_softmax(self.p, row, self.scale, bias);
         }
-        let weights = Matrix { data: &scores, strides: [sk, 1] };
-        let values = self.matrix(v, 0, [v.strides[1], 1]);
-        product(Shape { m, k: sk, n: d }, (&mut *out, d), false, weights, values, false);
+        let weights = [Rows { values: Values::F32(&scores), stride: sk, width: sk }];
+        let right = Right::Columns(v.from(b, 0, h), v.strides[1]);
+        alone(&Product { m, n: d, left: &weights, right }, out);
         self.cpu.unary(Unary::Round, self.p, out);
     }
 
     /// The tokens from `first` on of this block's image and head.
-    fn matrix<'a>(&self, view: View<'a>, first: usize, strides: [usize; 2]) -> Matrix<'a> {
-        let ((b, h), [sb, ss, sh]) = (self.at, view.strides);
-        Matrix { data: &view.data[b * sb + first * ss + h * sh..], strides }
+    fn rows<'a>(&self, view: View<'a>, first: usize) -> Rows<'a> {
+        let values = Values::F32(view.from(self.at.0, first, self.at.1));
+        Rows { values, stride: view.strides[1], width: view.dims[3] }
     }
 }
 

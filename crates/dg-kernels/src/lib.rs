@@ -13,8 +13,8 @@
 //!
 //! # Layout
 //! - `precision`: [`Precision`]
-//! - `linear`: [`linear()`]
-//! - `attention`: [`attention()`], [`attention_with_bias`], [`merge_partials`]
+//! - `linear`: [`linear()`], [`linear_then`], [`linear_gated`], [`linear_add`]
+//! - `attention`: [`attention()`], [`attention_segments`], [`attention_with_bias`], [`merge_partials`]
 //! - `elementwise`: activations, [`add`], [`mul`], [`gated_residual`], [`round`]
 //! - `norm`: norms over the last dimension, with modulation or rotation; [`group_norm()`]
 //! - `conv`: 3×3 and 1×1 convolutions
@@ -54,11 +54,11 @@ mod scratch;
 mod simd;
 mod tokens;
 
-pub use attention::{attention, attention_with_bias, merge_partials};
-pub use conv::{conv1x1, conv3x3, conv3x3_stride2, conv3x3_upsampled};
+pub use attention::{attention, attention_segments, attention_with_bias, merge_partials};
+pub use conv::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled};
 pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
 pub use group_norm::group_norm;
-pub use linear::linear;
+pub use linear::{Activation, linear, linear_add, linear_gated, linear_then};
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm, rms_norm_rope, t5_norm};
 pub use precision::Precision;
 pub use tokens::{cat_channels, cat_tokens, embedding, from_vec, to_vec};

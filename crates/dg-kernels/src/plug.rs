@@ -1,10 +1,8 @@
 //! Crossing from `Tensor<D>` to the memory of a Flex tensor and back.
 
-use crate::scratch::{self, Scratch};
-use crate::simd::{Cpu, View};
+use crate::simd::{Cpu, Values, View};
 use burn::backend::{DispatchDevice, Flex, flex::FlexTensor};
 use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, bf16, f16};
-use core::ops::Deref;
 use rayon::prelude::*;
 use std::sync::OnceLock;
 
@@ -81,39 +79,18 @@ pub(crate) fn small<const D: usize>(t: &Tensor<D>) -> Vec<f32> {
     slice(&contiguous(t.clone())).to_vec()
 }
 
-/// A weight as f32: its own memory, or a widened copy in scratch memory.
-pub(crate) enum Weight {
-    Own(FlexTensor),
-    Wide(Scratch),
+/// A weight in its own format (f32, bf16 or f16 on the Flex device), contiguous; read it with [`values`].
+pub(crate) fn weight<const D: usize>(t: &Tensor<D>) -> FlexTensor {
+    let t = flex(t.clone());
+    if t.is_contiguous() { t } else { t.to_contiguous() }
 }
 
-impl Weight {
-    /// `t` is f32, bf16 or f16 on the Flex device.
-    pub(crate) fn of<const D: usize>(cpu: Cpu, t: &Tensor<D>) -> Self {
-        let t = flex(t.clone());
-        let t = if t.is_contiguous() { t } else { t.to_contiguous() };
-        if t.dtype() == DType::F32 {
-            return Self::Own(t);
-        }
-        let mut wide = scratch::take(t.layout().num_elements());
-        let chunks = wide.par_chunks_mut(CHUNK).enumerate();
-        if let Some(data) = t.as_slice::<bf16>() {
-            chunks.for_each(|(i, to)| cpu.widen_bf16(to, &data[i * CHUNK..][..to.len()]));
-        } else {
-            let data = t.as_slice::<f16>().expect("weights are f32, bf16 or f16");
-            chunks.for_each(|(i, to)| widen_f16(to, &data[i * CHUNK..]));
-        }
-        Self::Wide(wide)
-    }
-}
-
-impl Deref for Weight {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        match self {
-            Self::Own(t) => slice(t),
-            Self::Wide(v) => v,
-        }
+/// What [`weight`] prepared.
+pub(crate) fn values(t: &FlexTensor) -> Values<'_> {
+    match t.dtype() {
+        DType::BF16 => Values::Bf16(t.as_slice::<bf16>().expect("contiguous")),
+        DType::F32 => Values::F32(slice(t)),
+        _ => Values::F16(t.as_slice::<f16>().expect("weights are f32, bf16 or f16")),
     }
 }
 

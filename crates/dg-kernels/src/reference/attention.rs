@@ -36,6 +36,18 @@ pub fn attention(
     (Tensor::cat(out, 1), Tensor::cat(lse, 2))
 }
 
+/// See [`crate::attention_segments`].
+pub fn attention_segments(
+    q: Vec<Tensor<4>>,
+    k: Vec<Tensor<4>>,
+    v: Vec<Tensor<4>>,
+    scale: f32,
+    p: Precision,
+) -> Vec<(Tensor<4>, Tensor<3>)> {
+    let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
+    q.into_iter().map(|q| attention(q, k.clone(), v.clone(), scale, p)).collect()
+}
+
 /// See [`crate::merge_partials`].
 pub fn merge_partials(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {
     let top = a.1.clone().max_pair(b.1.clone());

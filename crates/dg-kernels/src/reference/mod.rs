@@ -6,10 +6,10 @@
 mod attention;
 mod spatial;
 
-pub use attention::{attention, attention_with_bias, merge_partials};
-pub use spatial::{conv1x1, conv3x3, conv3x3_stride2, conv3x3_upsampled, group_norm};
+pub use attention::{attention, attention_segments, attention_with_bias, merge_partials};
+pub use spatial::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_norm};
 
-use crate::Precision;
+use crate::{Activation, Precision};
 use burn::tensor::{DType, Int, Tensor, activation};
 
 /// See [`crate::round`].
@@ -31,7 +31,7 @@ pub fn linear<const D: usize>(
     let mut dims = x.dims();
     let [n, k] = w.dims();
     let (kind, m) = (x.dtype(), dims[..D - 1].iter().product::<usize>());
-    let rows = crate::linear::padded_rows(m, n, k);
+    let rows = padded_rows(m, n, k);
     let mut x = x.reshape([m, k]);
     if rows > m {
         let padding = Tensor::zeros([rows - m, k], (&x.device(), kind));
@@ -43,6 +43,48 @@ pub fn linear<const D: usize>(
     }
     dims[D - 1] = n;
     round(y, p).reshape(dims)
+}
+
+/// The rows to compute so that a row's bits do not depend on their number.
+///
+/// The crate `gemm`, burn-flex's matrix product, sums differently for one row and for at most 256 results
+/// (dot products), and splits a long sum differently for at most 64 rows and 64 columns.
+fn padded_rows(m: usize, n: usize, k: usize) -> usize {
+    let tiny = if m == 1 || m * n <= 256 { (256 / n.max(1) + 1).next_multiple_of(8).max(8) } else { m };
+    if k > 512 && n <= 64 && tiny <= 64 { 72 } else { tiny.max(m) }
+}
+
+/// See [`crate::linear_then`].
+pub fn linear_then<const D: usize>(
+    x: Tensor<D>,
+    w: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    then: Activation,
+    p: Precision,
+) -> Tensor<D> {
+    let y = linear(x, w, bias, p);
+    match then {
+        Activation::GeluNew => gelu_new(y, p),
+        Activation::GeluTanh => gelu_tanh(y, p),
+        Activation::QuickGelu => quick_gelu(y, p),
+        Activation::Silu => silu(y, p),
+    }
+}
+
+/// See [`crate::linear_gated`] and, without a gate, [`crate::linear_add`].
+pub fn linear_gated(
+    residual: Tensor<3>,
+    gate: Option<Tensor<2>>,
+    parts: Vec<Tensor<3>>,
+    w: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    p: Precision,
+) -> Tensor<3> {
+    let y = linear(Tensor::cat(parts, 2), w, bias, p);
+    match gate {
+        Some(gate) => gated_residual(residual, gate, y, p),
+        None => add(residual, y, p),
+    }
 }
 
 /// See [`crate::gelu_tanh`].

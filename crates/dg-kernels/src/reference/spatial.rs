@@ -1,6 +1,6 @@
 //! Convolutions and group norm of the image autoencoder.
 
-use super::{cast, in_f32, round, silu};
+use super::{add, cast, in_f32, round, silu};
 use crate::Precision;
 use burn::tensor::{DType, Tensor, module, ops::ConvOptions};
 
@@ -28,6 +28,17 @@ pub fn group_norm(
 /// See [`crate::conv3x3`].
 pub fn conv3x3(x: Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>, p: Precision) -> Tensor<4> {
     conv(x, weight, bias, ConvOptions::new([1, 1], [1, 1], [1, 1], 1), p)
+}
+
+/// See [`crate::conv3x3_add`].
+pub fn conv3x3_add(
+    x: Tensor<4>,
+    weight: &Tensor<4>,
+    bias: &Tensor<1>,
+    residual: Tensor<4>,
+    p: Precision,
+) -> Tensor<4> {
+    add(conv3x3(x, weight, bias, p), residual, p)
 }
 
 /// See [`crate::conv3x3_upsampled`].

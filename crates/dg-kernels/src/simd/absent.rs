@@ -1,6 +1,6 @@
 //! [`Cpu`] where there are no kernels: a type without values.
 
-use super::{Binary, Norm, Unary, View};
+use super::{Attention, Binary, Convolution, Finish, Norm, Product, Unary};
 use crate::Precision;
 use burn::tensor::bf16;
 
@@ -32,5 +32,9 @@ absent! {
     biased_softmax(Precision, &mut [f32], f32, &[f32]);
     moments(&[f32], f32) -> (f32, f32);
     affine(Precision, &mut [f32], [f32; 3], bool);
-    attention([View<'_>; 3], f32, Precision, &mut [f32], &mut [f32]);
+    attention(&Attention<'_>, f32, Precision) -> Vec<(Vec<f32>, Vec<f32>)>;
+    shift(Precision, &mut [f32], f32);
+    product(&Product<'_>, Finish<'_>, Precision, bool);
+    new_product(&Product<'_>, Option<&[f32]>, Option<Unary>, Precision) -> Vec<f32>;
+    convolve(&Convolution<'_>, Precision) -> Vec<f32>;
 }

@@ -1,53 +1,69 @@
-//! Attention with an online softmax.
+//! Attention with an online softmax (M. Milakov and N. Gimelshein, 2018; T. Dao et al.,
+//! "FlashAttention", 2022).
 //!
-//! K and V are packed once into panels of 16 columns; blocks of 96 queries then walk over blocks of
-//! 128 keys. A row's result does not depend on which rows share its block.
+//! K and V are packed once into panels of 16 columns; blocks of [`QB`] queries then walk over blocks of
+//! [`KB`] keys. A row's result does not depend on which rows share its block, nor on where the segments
+//! of keys begin.
 
-use super::lanes::{LANES, exp, max, round, sum, tile_6x16};
+use super::lanes::{LANES, exp_below_zero, keep, load, max, round, store, sum};
+use super::product::tile::{NR, Target, block};
+use super::product::transpose;
 use super::shared::Shared;
-use super::{Cpu, View};
+use super::{Attention, Cpu, Rows, Values, View};
 use crate::Precision;
 use crate::scratch::{self, Scratch};
 use core::arch::x86_64::*;
 use rayon::prelude::*;
 
-pub(super) fn run(
-    _: Cpu,
-    [q, k, v]: [View<'_>; 3],
-    scale: f32,
-    p: Precision,
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    let [b, sq, h, d] = q.dims;
-    let size = Size { sk: k.dims[1], d, dp: d.next_multiple_of(NR) };
+/// For each segment of queries its output `[b, s, h, d]` and logarithms of sums `[b, h, s]`.
+pub(super) fn run(_: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+    let [b, _, h, d] = a.queries[0].dims;
+    let size = Size { sk: a.keys.iter().map(|k| k.dims[1]).sum(), d };
     let mut packed = scratch::take(b * h * size.head());
-    packed.par_chunks_mut(size.head()).enumerate().for_each(|(i, to)| size.pack(&k, &v, (i / h, i % h), to));
-
-    let (out, lse) = (Shared::new(out), Shared::new(lse));
-    let blocks = sq.div_ceil(QB);
-    let packed: &[f32] = &packed;
+    let chunks = Shared::new(&mut packed);
+    let blocks = size.sk.div_ceil(KB);
     (0..b * h * blocks).into_par_iter().for_each_init(
-        || Work::new(size.dp),
+        || scratch::take(NR * d),
+        |lines, i| {
+            // SAFETY: AVX2 is there; scratch memory is initialised, and every task packs its own block
+            unsafe { size.pack(a, (i / blocks / h, i / blocks % h), i % blocks * KB, lines, &chunks) };
+        },
+    );
+    let packed: &[f32] = &packed;
+    a.queries.iter().map(|q| of_segment(q, packed, size, scale, p)).collect()
+}
+
+fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision) -> (Vec<f32>, Vec<f32>) {
+    let [b, sq, h, d] = q.dims;
+    let (mut out, mut lse) = (Vec::with_capacity(b * sq * h * d), Vec::with_capacity(b * h * sq));
+    let (to, to_lse) = (Shared::spare(&mut out, b * sq * h * d), Shared::spare(&mut lse, b * h * sq));
+    let blocks = sq.div_ceil(QB);
+    (0..b * h * blocks).into_par_iter().for_each_init(
+        || Work::new(size),
         |work, i| {
             let (bh, first) = (i / blocks, i % blocks * QB);
             let (bi, hi) = (bh / h, bh % h);
             let n = QB.min(sq - first);
-            let (pk, pv) = packed[bh * size.head()..][..size.head()].split_at(size.keys() * size.dp);
+            let (pk, pv) = packed[bh * size.head()..][..size.head()].split_at(size.packed_keys());
             work.load(size, n, scale, |r| q.row(bi, first + r, hi));
             // SAFETY: a `Cpu` was handed in, so AVX2 and FMA are there; the blocks have the sizes of `size`
             unsafe { work.attend(size, n, pk, pv) };
             for r in 0..n {
-                let token = bi * sq + first + r;
+                let at = ((bi * sq + first + r) * h + hi) * d;
                 // SAFETY: every task writes the rows of its own block of queries
-                let (row, sum) =
-                    unsafe { (out.part((token * h + hi) * d, d), lse.part(bh * sq + first + r, 1)) };
-                // SAFETY: as above
-                unsafe { finish(row, &work.acc[r * size.dp..][..d], 1.0 / work.sum[r], p) };
-                sum[0] = work.max[r] + work.sum[r].ln();
+                unsafe {
+                    finish(to.pointer(at, d), &work.sums[r * size.width()..][..d], 1.0 / work.sum[r], p);
+                    *to_lse.pointer(bh * sq + first + r, 1) = work.max[r] + work.sum[r].ln();
+                }
             }
         },
     );
+    // SAFETY: the blocks cover all queries of all heads and images
+    unsafe {
+        out.set_len(b * sq * h * d);
+        lse.set_len(b * h * sq);
+    }
+    (out, lse)
 }
 
 /// Lengths of one head.
@@ -55,37 +71,70 @@ pub(super) fn run(
 struct Size {
     sk: usize,
     d: usize,
-    /// `d` padded to whole panels.
-    dp: usize,
 }
 
 impl Size {
-    /// Keys, padded to whole blocks.
-    fn keys(self) -> usize {
-        self.sk.next_multiple_of(KB)
+    /// `d` padded to whole panels.
+    fn width(self) -> usize {
+        self.d.next_multiple_of(NR)
     }
 
-    /// Floats of one packed head: panels of K as `[key/16][d][16]`, then of V as
-    /// `[key/128][d/16][128][16]`.
+    /// Distance of rows of queries: not a power of two.
+    fn step(self) -> usize {
+        self.width() + NR
+    }
+
+    /// Floats of the packed keys of a head: panels `[key/16][d][16]`.
+    fn packed_keys(self) -> usize {
+        self.sk.next_multiple_of(KB) * self.d
+    }
+
+    /// The same and the packed values, `[key/KB][d/16][KB][16]`.
     fn head(self) -> usize {
-        2 * self.keys() * self.dp
+        self.packed_keys() + self.sk.next_multiple_of(KB) * self.width()
     }
 
-    /// Padded columns become zero; padded keys stay as they are, since nothing reads their scores.
-    fn pack(self, k: &View<'_>, v: &View<'_>, (b, h): (usize, usize), to: &mut [f32]) {
-        let (pk, pv) = to.split_at_mut(self.keys() * self.dp);
-        for key in 0..self.sk {
-            let panel = &mut pk[key / NR * NR * self.dp..][..NR * self.dp];
-            let lane = key % NR;
-            for (c, x) in k.row(b, key, h).iter().enumerate() {
-                panel[c * NR + lane] = *x;
-            }
-            for c in self.d..self.dp {
-                panel[c * NR + lane] = 0.0;
-            }
-            let block = &mut pv[key / KB * KB * self.dp..][..KB * self.dp];
-            for (c, x) in v.row(b, key, h).chunks(NR).enumerate() {
-                let line = &mut block[c * KB * NR + key % KB * NR..][..NR];
+    /// Packs the keys and values from `first` on of image and head `(b, h)`. Columns after the last are
+    /// zero in the last panel of keys and of values.
+    ///
+    /// # Safety
+    /// AVX2 is there. `to` is initialised, and nobody else uses this block of this head.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn pack(
+        self,
+        a: &Attention<'_>,
+        (b, h): (usize, usize),
+        first: usize,
+        lines: &mut [f32],
+        to: &Shared<'_>,
+    ) {
+        let d = self.d;
+        let head = (b * a.queries[0].dims[2] + h) * self.head();
+        // SAFETY: the caller's promise
+        let (pk, pv) = unsafe {
+            let values = head + self.packed_keys() + first * self.width();
+            (to.part(head + first * d, KB * d), to.part(values, KB * self.width()))
+        };
+        let last = self.sk.min(first + KB);
+        for (panel, to) in (first..last).step_by(NR).zip(pk.chunks_exact_mut(NR * d)) {
+            let n = NR.min(last - panel);
+            let (segment, at) = locate(a.keys, panel);
+            let view = &a.keys[segment];
+            let rows = if at + n <= view.dims[1] {
+                Rows { values: Values::F32(view.from(b, at, h)), stride: view.strides[1], width: d }
+            } else {
+                for (i, line) in lines.chunks_exact_mut(d).take(n).enumerate() {
+                    let (segment, at) = locate(a.keys, panel + i);
+                    line.copy_from_slice(a.keys[segment].row(b, at, h));
+                }
+                Rows { values: Values::F32(lines), stride: d, width: d }
+            };
+            transpose(rows, 0..n, 0, d, to);
+        }
+        for key in first..last {
+            let (segment, at) = locate(a.values, key);
+            for (c, x) in a.values[segment].row(b, at, h).chunks(NR).enumerate() {
+                let line = &mut pv[(c * KB + key - first) * NR..][..NR];
                 line[..x.len()].copy_from_slice(x);
                 line[x.len()..].fill(0.0);
             }
@@ -93,27 +142,35 @@ impl Size {
     }
 }
 
+/// The segment of token `at` of all, and its place there.
+fn locate(segments: &[View<'_>], mut at: usize) -> (usize, usize) {
+    for (i, segment) in segments.iter().enumerate() {
+        if at < segment.dims[1] {
+            return (i, at);
+        }
+        at -= segment.dims[1];
+    }
+    unreachable!("a token after the last segment")
+}
+
 /// What a task needs for one block of queries.
 struct Work {
-    /// `[group][d][6]`, scaled.
+    /// Scaled, rows `size.step()` apart.
     q: Scratch,
-    /// Scores of a group, `[6][128]`.
+    /// Scores, then probabilities, rows [`SCORES`] apart.
     scores: Scratch,
-    /// Probabilities, `[group][128][6]`.
-    p: Scratch,
-    /// Sums of values, `[96][d]`.
-    acc: Scratch,
+    /// Sums of values, rows `size.width()` apart.
+    sums: Scratch,
     max: [f32; QB],
     sum: [f32; QB],
 }
 
 impl Work {
-    fn new(dp: usize) -> Self {
+    fn new(size: Size) -> Self {
         Self {
-            q: scratch::take(QB * dp),
-            scores: scratch::take(MR * KB),
-            p: scratch::take(QB * KB),
-            acc: scratch::take(QB * dp),
+            q: scratch::take(QB * size.step()),
+            scores: scratch::take(QB * SCORES),
+            sums: scratch::take(QB * size.width()),
             max: [0.0; QB],
             sum: [0.0; QB],
         }
@@ -121,113 +178,101 @@ impl Work {
 
     /// Fetches `n` queries and forgets what was accumulated.
     fn load<'a>(&mut self, size: Size, n: usize, scale: f32, row: impl Fn(usize) -> &'a [f32]) {
-        let dp = size.dp;
-        let rows = n.next_multiple_of(MR);
-        self.q[..rows * dp].fill(0.0);
-        for r in 0..n {
-            let group = &mut self.q[r / MR * MR * dp..][..MR * dp];
-            for (c, x) in row(r).iter().enumerate() {
-                group[c * MR + r % MR] = *x * scale;
+        for (r, to) in self.q.chunks_exact_mut(size.step()).take(n).enumerate() {
+            for (to, x) in to.iter_mut().zip(row(r)) {
+                *to = x * scale;
             }
         }
-        self.acc[..rows * dp].fill(0.0);
+        self.sums[..n * size.width()].fill(0.0);
         self.max.fill(f32::NEG_INFINITY);
         self.sum.fill(0.0);
     }
 
     /// # Safety
-    /// `pk` and `pv` are the packed keys and values of `size`.
+    /// `pk` and `pv` are the packed keys and values of `size`; `n` queries were loaded.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn attend(&mut self, size: Size, n: usize, pk: &[f32], pv: &[f32]) {
-        let (dp, groups) = (size.dp, n.div_ceil(MR));
+        let (d, width) = (size.d, size.width());
         for first in (0..size.sk).step_by(KB) {
             let keys = KB.min(size.sk - first);
-            let panels = keys.div_ceil(NR);
-            for g in 0..groups {
-                let q = &self.q[g * MR * dp..][..MR * dp];
-                for panel in 0..panels {
-                    let k = &pk[(first / NR + panel) * NR * dp..][..NR * dp];
-                    let to = &mut self.scores[panel * NR..][..(MR - 1) * KB + NR];
-                    // SAFETY: the three slices have exactly the sizes of a tile
-                    unsafe { tile_6x16::<false>(dp, q.as_ptr(), k.as_ptr(), to.as_mut_ptr(), KB) };
-                }
-                self.softmax(g, keys, panels * NR, dp);
+            let k = &pk[first * d..][..keys.next_multiple_of(NR) * d];
+            let v = &pv[first * width..][..KB * width];
+            let scores = &mut self.scores[..n * SCORES];
+            let to =
+                Target { start: scores.as_mut_ptr(), stride: SCORES, rows: n, columns: keys, add: false };
+            // SAFETY: `n` rows of queries and of scores, and as many panels as there are keys
+            unsafe { block(d, (self.q.as_ptr(), size.step()), (k.as_ptr(), d * NR), to) };
+            for r in 0..n {
+                self.softmax(r, keys, width);
             }
-            for c in 0..dp / NR {
-                let v = &pv[first * dp + c * KB * NR..][..KB * NR];
-                for g in 0..groups {
-                    let p = &self.p[g * MR * KB..][..MR * KB];
-                    let to = &mut self.acc[g * MR * dp + c * NR..][..(MR - 1) * dp + NR];
-                    // SAFETY: as above, with `keys <= KB`
-                    unsafe { tile_6x16::<true>(keys, p.as_ptr(), v.as_ptr(), to.as_mut_ptr(), dp) };
-                }
-            }
+            let to = Target { start: self.sums.as_mut_ptr(), stride: width, rows: n, columns: d, add: true };
+            // SAFETY: `n` rows of probabilities and of sums; panels of `KB` values
+            unsafe { block(keys, (self.scores.as_ptr(), SCORES), (v.as_ptr(), KB * NR), to) };
         }
     }
 
-    /// Turns six rows of scores into probabilities laid out `[key][6]` and rescales what was
-    /// accumulated so far. `width`, a multiple of 16, is `keys` padded.
+    /// Turns a row of scores into probabilities and rescales what was accumulated so far.
     #[target_feature(enable = "avx2,fma")]
-    fn softmax(&mut self, group: usize, keys: usize, width: usize, dp: usize) {
-        for r in 0..MR {
-            let row = &mut self.scores[r * KB..][..width];
-            row[keys..].fill(f32::NEG_INFINITY);
-            let at = group * MR + r;
-            let mut top = _mm256_set1_ps(self.max[at]);
-            for x in row.chunks_exact(LANES) {
-                // SAFETY: eight floats
-                top = _mm256_max_ps(top, unsafe { _mm256_loadu_ps(x.as_ptr()) });
-            }
-            let new = max(top);
-            let top = _mm256_set1_ps(new);
-            let mut total = _mm256_setzero_ps();
-            for x in row.chunks_exact_mut(LANES) {
-                // SAFETY: eight floats
-                unsafe {
-                    let e = exp(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
-                    total = _mm256_add_ps(total, e);
-                    _mm256_storeu_ps(x.as_mut_ptr(), e);
-                }
-            }
-            let old = self.max[at];
-            if new > old {
-                let factor = if old == f32::NEG_INFINITY { 0.0 } else { (old - new).exp() };
-                self.sum[at] *= factor;
-                self.max[at] = new;
-                self.acc[at * dp..][..dp].iter_mut().for_each(|x| *x *= factor);
-            }
-            self.sum[at] += sum(total);
+    fn softmax(&mut self, r: usize, keys: usize, width: usize) {
+        let row = &mut self.scores[r * SCORES..][..keys];
+        let whole = keys / LANES * LANES;
+        let mut top = _mm256_set1_ps(self.max[r]);
+        for x in row[..whole].chunks_exact(LANES) {
+            // SAFETY: eight floats
+            top = _mm256_max_ps(top, unsafe { _mm256_loadu_ps(x.as_ptr()) });
         }
-        let p = &mut self.p[group * MR * KB..][..MR * KB];
-        for r in 0..MR {
-            for (j, x) in self.scores[r * KB..][..keys].iter().enumerate() {
-                p[j * MR + r] = *x;
+        let new = row[whole..].iter().fold(max(top), |a, x| a.max(*x));
+        let top = _mm256_set1_ps(new);
+        let mut total = _mm256_setzero_ps();
+        let (body, tail) = row.split_at_mut(whole);
+        for x in body.chunks_exact_mut(LANES) {
+            // SAFETY: eight floats
+            unsafe {
+                let e = exp_below_zero(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
+                total = _mm256_add_ps(total, e);
+                _mm256_storeu_ps(x.as_mut_ptr(), e);
             }
         }
+        if !tail.is_empty() {
+            // SAFETY: exactly the elements of the tail
+            unsafe {
+                let x = load(tail.as_ptr(), tail.len());
+                let e = keep(exp_below_zero(_mm256_sub_ps(x, top)), tail.len());
+                total = _mm256_add_ps(total, e);
+                store(tail.as_mut_ptr(), tail.len(), e);
+            }
+        }
+        let old = self.max[r];
+        if new > old {
+            let factor = if old == f32::NEG_INFINITY { 0.0 } else { (old - new).exp() };
+            self.sum[r] *= factor;
+            self.max[r] = new;
+            self.sums[r * width..][..width].iter_mut().for_each(|x| *x *= factor);
+        }
+        self.sum[r] += sum(total);
     }
 }
 
 /// `to = from · factor`, rounded.
+///
+/// # Safety
+/// `to` has room for as many floats as `from` has, initialised or not.
 #[target_feature(enable = "avx2,fma")]
-fn finish(to: &mut [f32], from: &[f32], factor: f32, p: Precision) {
-    use super::lanes::{load, store};
+unsafe fn finish(to: *mut f32, from: &[f32], factor: f32, p: Precision) {
     let factor = _mm256_set1_ps(factor);
-    for (to, from) in to.chunks_mut(LANES).zip(from.chunks(LANES)) {
-        let n = to.len().min(from.len());
-        // SAFETY: `n` elements of each
+    for (i, from) in from.chunks(LANES).enumerate() {
+        // SAFETY: as many elements of each
         unsafe {
-            let x = _mm256_mul_ps(load(from.as_ptr(), n), factor);
+            let x = _mm256_mul_ps(load(from.as_ptr(), from.len()), factor);
             let x = if p == Precision::Bf16 { round::<true>(x) } else { x };
-            store(to.as_mut_ptr(), n, x);
+            store(to.add(i * LANES), from.len(), x);
         }
     }
 }
 
 /// Queries per block.
 const QB: usize = 96;
-/// Keys per block.
-const KB: usize = 128;
-/// Rows of a tile.
-const MR: usize = 6;
-/// Columns of a tile.
-const NR: usize = 16;
+/// Keys per block. Another number gives other bits.
+const KB: usize = 256;
+/// Distance of rows of scores: not a power of two.
+const SCORES: usize = KB + NR;

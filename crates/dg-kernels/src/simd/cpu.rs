@@ -1,6 +1,9 @@
 //! The safe face of the kernels.
 
-use super::{Binary, Norm, Unary, View, attention, channels, map, rows};
+use super::{
+    Attention, Binary, Convolution, Finish, Norm, Product, Unary, View, attention, channels, convolution,
+    map, product, rows,
+};
 use crate::Precision;
 use burn::tensor::bf16;
 
@@ -86,15 +89,44 @@ impl Cpu {
         unsafe { channels::affine(p, v, map, silu) }
     }
 
-    /// Attention of `q` to `k` and `v`; `out` is `[b, sq, h, d]`, `lse` `[b, h, sq]`.
-    pub(crate) fn attention(
+    /// For each segment of queries its output `[b, s, h, d]`, rounded, and the logarithms of its rows'
+    /// sums of exponentials, `[b, h, s]`. There are keys.
+    pub(crate) fn attention(self, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+        let [b, _, h, d] = a.queries[0].dims;
+        let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
+        assert!(a.queries.iter().chain(a.keys).chain(a.values).all(alike));
+        assert!(a.keys.len() == a.values.len());
+        assert!(a.keys.iter().zip(a.values).all(|(k, v)| k.dims == v.dims && k.dims[1] > 0));
+        attention::run(self, a, scale, p)
+    }
+
+    /// `x += by`, rounded.
+    pub(crate) fn shift(self, p: Precision, x: &mut [f32], by: f32) {
+        // SAFETY: `self` proves AVX2 and FMA
+        unsafe { map::shift(p, x, by) }
+    }
+
+    /// Computes `product` into `finish`; alone on this thread unless `parallel`.
+    pub(crate) fn product(self, product: &Product<'_>, finish: Finish<'_>, p: Precision, parallel: bool) {
+        product::into(self, product, finish, p, parallel);
+    }
+
+    /// `then(product + bias)`, rounded before and after `then`, in new memory.
+    pub(crate) fn new_product(
         self,
-        [q, k, v]: [View<'_>; 3],
-        scale: f32,
+        product: &Product<'_>,
+        bias: Option<&[f32]>,
+        then: Option<Unary>,
         p: Precision,
-        out: &mut [f32],
-        lse: &mut [f32],
-    ) {
-        attention::run(self, [q, k, v], scale, p, out, lse);
+    ) -> Vec<f32> {
+        product::fresh(self, product, bias, then, p)
+    }
+
+    /// The result, `[b, o, oh, ow]`.
+    pub(crate) fn convolve(self, convolution: &Convolution<'_>, p: Precision) -> Vec<f32> {
+        let [b, c, h, w] = convolution.dims;
+        assert!(convolution.input.len() == b * c * h * w);
+        assert!(convolution.weight.len() == convolution.bias.len() * c * 9);
+        convolution::run(self, convolution, p)
     }
 }

@@ -3,7 +3,7 @@
 use super::lanes::{LANES, exp, load, round, store, tanh};
 use super::{Binary, Unary};
 use crate::Precision;
-use burn::tensor::bf16;
+use burn::tensor::{bf16, f16};
 use core::arch::x86_64::*;
 
 #[target_feature(enable = "avx2,fma")]
@@ -168,4 +168,57 @@ pub(super) unsafe fn widen_bf16(to: &mut [f32], from: &[bf16]) {
         }
     }
     to[whole..].iter_mut().zip(&from[whole..]).for_each(|(o, i)| *o = i.to_f32());
+}
+
+/// Fills `to`, exactly.
+pub(super) fn widen_f16(to: &mut [f32], from: &[f16]) {
+    to.iter_mut().zip(from).for_each(|(to, x)| *to = x.to_f32());
+}
+
+/// `x += by`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn shift(p: Precision, v: &mut [f32], by: f32) {
+    match p {
+        Precision::F32 => shift_in::<false>(v, by),
+        Precision::Bf16 => shift_in::<true>(v, by),
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn shift_in<const BF16: bool>(v: &mut [f32], by: f32) {
+    let by = _mm256_set1_ps(by);
+    for c in v.chunks_mut(LANES) {
+        // SAFETY: exactly the elements of the chunk
+        unsafe {
+            let x = _mm256_add_ps(load(c.as_ptr(), c.len()), by);
+            store(c.as_mut_ptr(), c.len(), round::<BF16>(x));
+        }
+    }
+}
+
+/// `to[2i] = even[i] + by`, `to[2i + 1] = odd[i] + by`.
+///
+/// # Safety
+/// `even` and `odd` hold `n` floats, `to` holds `2n`, initialised or not.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn interleave(p: Precision, to: *mut f32, [even, odd]: [*const f32; 2], n: usize, by: f32) {
+    let by = _mm256_set1_ps(by);
+    for k in (0..n).step_by(LANES) {
+        // SAFETY: `k + min(8, n - k) <= n`, and twice that in `to`
+        unsafe {
+            let value = |from: *const f32| {
+                let x = _mm256_add_ps(load(from.add(k), n - k), by);
+                if p == Precision::Bf16 { round::<true>(x) } else { x }
+            };
+            let (a, b) = (value(even), value(odd));
+            let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let first = _mm256_permute2f128_ps::<0x20>(low, high);
+            let second = _mm256_permute2f128_ps::<0x31>(low, high);
+            let left = 2 * (n - k);
+            store(to.add(2 * k), left, first);
+            if left > LANES {
+                store(to.add(2 * k + LANES), left - LANES, second);
+            }
+        }
+    }
 }

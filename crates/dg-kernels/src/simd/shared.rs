@@ -10,7 +10,7 @@ pub(super) struct Shared<'a> {
     slice: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the pointer is only used through `part`, whose callers promise disjoint ranges
+// SAFETY: the pointer is only used through `part` and `pointer`, whose callers promise disjoint ranges
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above
 unsafe impl Sync for Shared<'_> {}
@@ -20,10 +20,17 @@ impl<'a> Shared<'a> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// The first `len` elements of an empty vector's capacity, not initialised.
+    pub(super) fn spare(vector: &'a mut Vec<f32>, len: usize) -> Self {
+        let spare = vector.spare_capacity_mut();
+        assert!(spare.len() >= len);
+        Self { start: spare.as_mut_ptr().cast(), len, slice: PhantomData }
+    }
+
     /// The `n` elements from `at` on. Panics when they are not all inside.
     ///
     /// # Safety
-    /// No other task reads or writes them while the result lives.
+    /// They are initialised, and no other task reads or writes them while the result lives.
     pub(super) unsafe fn part(&self, at: usize, n: usize) -> &'a mut [f32] {
         assert!(at <= self.len && n <= self.len - at);
         // SAFETY: inside the slice, and exclusive by the caller's promise

@@ -1,0 +1,265 @@
+//! 3×3 convolutions as matrix products, straight from and to `[b, c, h, w]`.
+//!
+//! A tile of up to [`TILE`] positions is unfolded, block by block of [`KC`] inner steps, into the panels
+//! that register tiles read: no copy of the image in another order, no unfolded image.
+//!
+//! Nearest-neighbour doubling before the convolution is not carried out. The 3×3 taps of a result at an
+//! even or odd row and column fall on 2×2 inputs, so each of the four kinds of results is a 2×2 convolution
+//! of the input with sums of the taps: 4/9 of the products (the sub-pixel view of W. Shi et al., "Is the
+//! deconvolution layer the same as a convolutional layer?", 2016).
+
+use super::product::tile::{NR, Target, block};
+use super::product::{KC, LDA, copy};
+use super::shared::Shared;
+use super::{Binary, Convolution, Cpu, Sampling, map};
+use crate::Precision;
+use crate::scratch::{self, Scratch};
+use rayon::prelude::*;
+
+/// Returns `[b, o, oh, ow]`.
+pub(super) fn run(_: Cpu, conv: &Convolution<'_>, p: Precision) -> Vec<f32> {
+    let [b, _, h, w] = conv.dims;
+    let (o, [gh, gw]) = (conv.bias.len(), conv.sampling.grid(h, w));
+    let [oh, ow] = conv.sampling.result(h, w);
+    let len = b * o * oh * ow;
+    assert!(conv.residual.is_none_or(|r| r.len() == len));
+    let phases = conv.phases();
+    let mut out = Vec::with_capacity(len);
+    let to = Shared::spare(&mut out, len);
+    // a task computes one row of phases: those of one image, tile and parity of rows
+    let (tiles, parities) = ((gh * gw).div_ceil(TILE), phases.len().isqrt());
+    (0..b * tiles * parities).into_par_iter().for_each_init(
+        || scratch::take(TILE * KC),
+        |panels, i| {
+            let (image, tile, parity) = (i / parities / tiles, i / parities % tiles, i % parities);
+            let at = Tile { conv, image, first: tile * TILE, n: TILE.min(gh * gw - tile * TILE), p };
+            // SAFETY: AVX2 and FMA are there; tiles and parities are disjoint parts of the result
+            unsafe {
+                match &phases[parity * parities..][..parities] {
+                    [one] => at.plain(one, panels, to),
+                    two => at.doubled(two, parity, panels, to),
+                }
+            }
+        },
+    );
+    // SAFETY: every position of every image belongs to a tile, and a tile writes all its planes
+    unsafe { out.set_len(len) };
+    out
+}
+
+/// A convolution with fewer taps that gives some of the results.
+struct Phase {
+    /// Offsets of the taps in the input, rows and columns.
+    taps: Vec<[isize; 2]>,
+    /// Weights, `[blocks of inner steps][o][LDA]`.
+    packed: Scratch,
+}
+
+impl Convolution<'_> {
+    fn phases(&self) -> Vec<Phase> {
+        let nine = |from: isize| (0..9).map(|t| [from + t / 3, from + t % 3]).collect();
+        match self.sampling {
+            Sampling::Plain => {
+                vec![Phase { taps: nine(-1), packed: self.pack(9, |row, to| self.weights(row, to)) }]
+            }
+            Sampling::Halved => {
+                vec![Phase { taps: nine(0), packed: self.pack(9, |row, to| self.weights(row, to)) }]
+            }
+            Sampling::Doubled => (0..4).map(|i| self.phase(i / 2, i % 2)).collect(),
+        }
+    }
+
+    /// Results at rows of parity `py` and columns of parity `px`.
+    fn phase(&self, py: isize, px: isize) -> Phase {
+        let taps = (0..4).map(|t| [py - 1 + t / 2, px - 1 + t % 2]).collect();
+        // of three taps in a row, an even result's last two and an odd one's first two meet
+        let two = |parity: isize| if parity == 0 { [&[0][..], &[1, 2]] } else { [&[0, 1][..], &[2]] };
+        let (rows, columns) = (two(py), two(px));
+        let c = self.dims[1];
+        let packed = self.pack(4, |row, to| {
+            let mut all = vec![0f32; 9 * c];
+            self.weights(row, &mut all);
+            for (to, nine) in to.chunks_exact_mut(4).zip(all.chunks_exact(9)) {
+                for (t, to) in to.iter_mut().enumerate() {
+                    let cells =
+                        rows[t / 2].iter().flat_map(|y| columns[t % 2].iter().map(move |x| 3 * y + x));
+                    *to = cells.map(|i| nine[i]).sum();
+                }
+            }
+        });
+        Phase { taps, packed }
+    }
+
+    /// The `c · 9` weights of one output channel.
+    fn weights(&self, row: usize, to: &mut [f32]) {
+        // SAFETY: a `Cpu` was handed to `run`
+        unsafe { copy(self.weight, row * to.len(), to) }
+    }
+
+    /// `fill(row, c · taps weights)` for every output channel, in the order in which tiles read them.
+    fn pack(&self, taps: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Scratch {
+        let (o, k) = (self.bias.len(), taps * self.dims[1]);
+        let mut packed = scratch::take(k.div_ceil(KC) * o * LDA);
+        let blocks = Shared::new(&mut packed);
+        (0..o).into_par_iter().for_each_init(
+            || scratch::take(k),
+            |row, i| {
+                fill(i, &mut row[..k]);
+                for (block, from) in row[..k].chunks(KC).enumerate() {
+                    // SAFETY: scratch memory is initialised; one task for each row
+                    unsafe { blocks.part((block * o + i) * LDA, from.len()) }.copy_from_slice(from);
+                }
+            },
+        );
+        packed
+    }
+}
+
+/// Some positions of one image.
+struct Tile<'a> {
+    conv: &'a Convolution<'a>,
+    image: usize,
+    first: usize,
+    n: usize,
+    p: Precision,
+}
+
+impl Tile<'_> {
+    /// # Safety
+    /// AVX2 and FMA are there; nobody else uses these positions of any plane of this image in `out`.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn plain(&self, phase: &Phase, panels: &mut [f32], out: Shared<'_>) {
+        let (o, [gh, gw]) =
+            (self.conv.bias.len(), self.conv.sampling.grid(self.conv.dims[2], self.conv.dims[3]));
+        let at = |plane: usize| (self.image * o + plane) * gh * gw + self.first;
+        let start = out.pointer(at(0), (o - 1) * gh * gw + self.n);
+        // SAFETY: planes lie `gh · gw` apart
+        unsafe { self.sums(phase, panels, start, gh * gw) };
+        for (plane, bias) in self.conv.bias.iter().enumerate() {
+            // SAFETY: written by `sums`; the caller's promise
+            let line = unsafe { out.part(at(plane), self.n) };
+            map::shift(self.p, line, *bias);
+            if let Some(residual) = self.conv.residual {
+                // SAFETY: equal lengths
+                unsafe { map::binary(Binary::Add, self.p, line, &residual[at(plane)..][..self.n]) };
+            }
+        }
+    }
+
+    /// Two phases, whose results stand side by side.
+    ///
+    /// # Safety
+    /// AVX2 and FMA are there; nobody else uses the rows of parity `parity` that belong to these positions.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn doubled(&self, phases: &[Phase], parity: usize, panels: &mut [f32], out: Shared<'_>) {
+        let (o, [_, _, h, w], n) = (self.conv.bias.len(), self.conv.dims, self.n);
+        let mut sums = scratch::take(2 * o * n);
+        let (even, odd) = sums.split_at_mut(o * n);
+        // SAFETY: `o` rows of `n` floats each
+        unsafe {
+            self.sums(&phases[0], panels, even.as_mut_ptr(), n);
+            self.sums(&phases[1], panels, odd.as_mut_ptr(), n);
+        }
+        for (plane, bias) in self.conv.bias.iter().enumerate() {
+            let mut done = 0;
+            while done < n {
+                let (y, x) = ((self.first + done) / w, (self.first + done) % w);
+                let run = (w - x).min(n - done);
+                let at = ((self.image * o + plane) * 2 * h + 2 * y + parity) * 2 * w + 2 * x;
+                let pair = [&*even, &*odd].map(|v| v[plane * n + done..][..run].as_ptr());
+                // SAFETY: `run` floats of each, twice as many in the result, which is the caller's promise
+                unsafe { map::interleave(self.p, out.pointer(at, 2 * run), pair, run, *bias) };
+                done += run;
+            }
+        }
+    }
+
+    /// The sums of all planes, `stride` floats apart.
+    ///
+    /// # Safety
+    /// AVX2 and FMA are there; at `start` nobody else uses `n` floats of each plane.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn sums(&self, phase: &Phase, panels: &mut [f32], start: *mut f32, stride: usize) {
+        let (o, k) = (self.conv.bias.len(), phase.taps.len() * self.conv.dims[1]);
+        for (i, k0) in (0..k).step_by(KC).enumerate() {
+            let kc = KC.min(k - k0);
+            self.unfold(phase, k0, kc, panels);
+            for first in (0..o).step_by(ROWS) {
+                let rows = ROWS.min(o - first);
+                let weights = &phase.packed[(i * o + first) * LDA..][..rows * LDA];
+                let start = start.wrapping_add(first * stride);
+                let to = Target { start, stride, rows, columns: self.n, add: k0 > 0 };
+                // SAFETY: as many weights and panels as `to` has rows and columns
+                unsafe { block(kc, (weights.as_ptr(), LDA), (panels.as_ptr(), kc * NR), to) };
+            }
+        }
+    }
+
+    /// Inner steps `k0..k0 + kc` of the unfolded tile, as panels.
+    #[target_feature(enable = "avx2,fma")]
+    fn unfold(&self, phase: &Phase, k0: usize, kc: usize, panels: &mut [f32]) {
+        let ([_, c, h, w], taps) = (self.conv.dims, phase.taps.len());
+        let image = &self.conv.input[self.image * c * h * w..][..c * h * w];
+        let count = self.n.div_ceil(NR);
+        // a few panels at a time: what is read of a plane stays near while all its taps are taken
+        for first in (0..count).step_by(GROUP) {
+            for k in 0..kc {
+                let (channel, tap) = ((k0 + k) / taps, phase.taps[(k0 + k) % taps]);
+                let plane = &image[channel * h * w..][..h * w];
+                for panel in first..count.min(first + GROUP) {
+                    let to = &mut panels[(panel * kc + k) * NR..][..NR];
+                    self.line(plane, self.first + panel * NR, tap, to);
+                }
+            }
+        }
+    }
+
+    /// The inputs under `tap` of [`NR`] positions from `position` on; zero outside of plane and tile.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn line(&self, plane: &[f32], position: usize, [dy, dx]: [isize; 2], to: &mut [f32]) {
+        let [_, _, h, w] = self.conv.dims;
+        let gw = self.conv.sampling.grid(h, w)[1];
+        let (y, x) = (position / gw, position % gw);
+        let left = (x as isize + dx) as usize;
+        let one_row = x + NR <= gw && position + NR <= self.first + self.n;
+        if one_row && !matches!(self.conv.sampling, Sampling::Halved) {
+            let Some(row) = plane.chunks_exact(w).nth((y as isize + dy) as usize) else {
+                return to.fill(0.0);
+            };
+            if let Some(from) = left.checked_add(NR).and_then(|end| row.get(left..end)) {
+                return to.copy_from_slice(from);
+            }
+        }
+        for (i, to) in to.iter_mut().enumerate() {
+            let (q, step) = (position + i, self.conv.sampling.step());
+            let y = (q / gw * step) as isize + dy;
+            let x = (q % gw * step) as isize + dx;
+            let inside =
+                q < self.first + self.n && (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
+            *to = if inside { plane[y as usize * w + x as usize] } else { 0.0 };
+        }
+    }
+}
+
+impl Sampling {
+    /// Rows and columns of the positions that a phase computes.
+    fn grid(self, h: usize, w: usize) -> [usize; 2] {
+        match self {
+            Self::Plain | Self::Doubled => [h, w],
+            Self::Halved => [h / 2, w / 2],
+        }
+    }
+
+    /// Inputs from one position to the next.
+    fn step(self) -> usize {
+        if let Self::Halved = self { 2 } else { 1 }
+    }
+}
+
+/// Positions per task.
+const TILE: usize = 256;
+/// Output channels whose weights stay in the second-level cache.
+const ROWS: usize = 96;
+/// Panels unfolded together.
+const GROUP: usize = 4;
