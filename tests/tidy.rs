@@ -322,7 +322,6 @@ const RESTRICTED: [(&str, &[&str]); 16] = [
     ("clap", &["dg-cluster", "diffgentor"]),
     ("cubecl", &["dg-cuda"]),
     ("cudarc", &["dg-cuda"]),
-    ("gemm", &["dg-kernels"]),
     ("hf-hub", &["dg-hub"]),
     ("indicatif", &["dg-cluster", "diffgentor"]),
     ("memmap2", &["dg-map"]),

@@ -1,4 +1,4 @@
-//! Benchmarks of the parts of a picture. Prints one JSON object; `peers/diffusers_bench.py` runs
+//! Benchmarks of the parts of a picture. Prints a line, or with `--json` an object; `peers/diffusers_bench.py` runs
 //! diffusers on the same weights and shapes, interleaved, and prints the ratios.
 //!
 //! # Layout
@@ -14,6 +14,7 @@ mod parts;
 mod whole;
 
 use clap::{Args, Parser, Subcommand};
+use make::Preset;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,15 +26,25 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Print a JSON object instead of a line
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write a folder with random f32 weights of FLUX's shape: a medium transformer (8 heads × 128,
-    /// 2 + 4 blocks), FLUX's own VAE, and encoders of 12 (CLIP) and 24 (T5, d = 512) layers
+    /// Write a folder with random f32 weights: a transformer of the preset's size, FLUX's own VAE, encoders of
+    /// 12 (CLIP) and 24 (T5, d = 512) layers, and the demo model's tokenizers
     Make {
         /// Where to
         folder: PathBuf,
+        #[arg(long, value_enum, default_value_t = Preset::Medium)]
+        preset: Preset,
+    },
+    /// The most that fused multiply-adds can do
+    Peak {
+        #[command(flatten)]
+        run: Run,
     },
     /// One forward pass of the transformer
     Dit {
@@ -85,9 +96,12 @@ enum Command {
 
 #[derive(Args, Clone)]
 struct Run {
-    /// Folder made by `dg-bench make`, or any model folder
-    #[arg(long, default_value = "bench-model")]
-    model: PathBuf,
+    /// Size of the random model; made below `target` on first use
+    #[arg(long, value_enum, default_value_t = Preset::Medium)]
+    preset: Preset,
+    /// Any model folder, in place of a preset
+    #[arg(long)]
+    model: Option<PathBuf>,
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Runs that are timed
@@ -98,10 +112,17 @@ struct Run {
     warm_up: usize,
 }
 
+impl Run {
+    fn folder(&self) -> Result<PathBuf, Failure> {
+        self.model.clone().map_or_else(|| make::folder(self.preset), Ok)
+    }
+}
+
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let cli = Cli::parse();
+    match run(cli.command) {
         Ok(report) => {
-            println!("{report}");
+            println!("{}", if cli.json { report.to_string() } else { measure::line(&report) });
             ExitCode::SUCCESS
         }
         Err(e) => {
@@ -113,7 +134,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<serde_json::Value, Failure> {
     match command {
-        Command::Make { folder } => make::all(&folder),
+        Command::Make { folder, preset } => make::all(&folder, preset),
+        Command::Peak { run } => measure::peak_alone(&run),
         Command::Dit { run, image_tokens, text_tokens } => parts::dit(&run, image_tokens, text_tokens),
         Command::Vae { run, side } => parts::vae(&run, side),
         Command::Text { run, tokens } => parts::text(&run, tokens),

@@ -1,17 +1,56 @@
-//! A model folder with random weights, for this crate and for diffusers alike.
+//! Model folders with random weights, for this crate and for diffusers alike.
 
 use crate::Failure;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Transformer width: 8 heads of 128.
-const D: usize = 1024;
+/// Sizes of the transformer; all other components are the same in every preset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Preset {
+    /// 8 heads of 128, 2 + 4 blocks
+    Medium,
+    /// FLUX.1's own width, 24 heads of 128, and one block of each kind
+    Block,
+}
+
+impl Preset {
+    /// Heads, double blocks, single blocks.
+    fn sizes(self) -> [usize; 3] {
+        match self {
+            Self::Medium => [8, 2, 4],
+            Self::Block => [24, 1, 1],
+        }
+    }
+
+    /// Where [`folder`] puts it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Medium => "medium",
+            Self::Block => "block",
+        }
+    }
+}
+
+/// The folder of a preset below the build folder, made on first use.
+pub(crate) fn folder(preset: Preset) -> Result<PathBuf, Failure> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let folder = target.join("bench-models").join(preset.name());
+    // written last
+    if !folder.join("model_index.json").is_file() {
+        eprintln!("making {}", folder.display());
+        all(&folder, preset)?;
+    }
+    Ok(folder)
+}
+
 const HEAD: usize = 128;
 const CLIP: usize = 768;
 const T5: usize = 512;
+/// That of the demo model, whose tokenizers the folder gets.
+const VOCAB: usize = 3826;
 const CHANNELS: [usize; 4] = [128, 256, 512, 512];
 
 /// Names and shapes of one component.
@@ -40,15 +79,16 @@ impl Names {
 }
 
 /// Writes all components and their configs.
-pub(crate) fn all(folder: &Path) -> Result<Value, Failure> {
+pub(crate) fn all(folder: &Path, preset: Preset) -> Result<Value, Failure> {
+    let [heads, double, single] = preset.sizes();
     write(
         folder,
         "transformer",
         "diffusion_pytorch_model",
-        &transformer(),
+        &transformer(preset),
         &json!({
-            "_class_name": "FluxTransformer2DModel", "num_attention_heads": D / HEAD, "attention_head_dim": HEAD,
-            "num_layers": 2, "num_single_layers": 4, "in_channels": 64, "out_channels": null, "patch_size": 1,
+            "_class_name": "FluxTransformer2DModel", "num_attention_heads": heads, "attention_head_dim": HEAD,
+            "num_layers": double, "num_single_layers": single, "in_channels": 64, "out_channels": null, "patch_size": 1,
             "joint_attention_dim": T5, "pooled_projection_dim": CLIP, "guidance_embeds": true,
             "axes_dims_rope": [16, 56, 56],
         }),
@@ -74,8 +114,8 @@ pub(crate) fn all(folder: &Path) -> Result<Value, Failure> {
         &json!({
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
             "hidden_size": CLIP, "intermediate_size": 4 * CLIP, "num_attention_heads": 12, "num_hidden_layers": 12,
-            "max_position_embeddings": 77, "vocab_size": 1000, "layer_norm_eps": 1e-5, "eos_token_id": 2,
-            "bos_token_id": 0, "pad_token_id": 1, "projection_dim": CLIP,
+            "max_position_embeddings": 77, "vocab_size": VOCAB, "layer_norm_eps": 1e-5, "eos_token_id": 3825,
+            "bos_token_id": 3824, "pad_token_id": 3825, "projection_dim": CLIP,
         }),
     )?;
     write(
@@ -85,15 +125,26 @@ pub(crate) fn all(folder: &Path) -> Result<Value, Failure> {
         &t5(),
         &json!({
             "architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": T5, "d_kv": 64, "d_ff": 1280,
-            "num_heads": 8, "num_layers": 24, "vocab_size": 1000, "feed_forward_proj": "gated-gelu",
+            "num_heads": 8, "num_layers": 24, "vocab_size": VOCAB, "feed_forward_proj": "gated-gelu",
             "dense_act_fn": "gelu_new", "is_gated_act": true, "is_encoder_decoder": false, "use_cache": false,
             "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
             "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1,
             "tie_word_embeddings": false,
         }),
     )?;
+    tokenizers(folder)?;
     scheduler_and_index(folder)?;
     Ok(json!({ "made": folder }))
+}
+
+/// Those of the demo model, so that `diffgentor t2i` can draw with the folder.
+fn tokenizers(folder: &Path) -> Result<(), Failure> {
+    for file in dg_demo::files().iter().filter(|f| f.path.starts_with("tokenizer")) {
+        let to = folder.join(file.path);
+        fs::create_dir_all(to.parent().unwrap_or(folder))?;
+        fs::write(to, file.bytes)?;
+    }
+    Ok(())
 }
 
 fn scheduler_and_index(folder: &Path) -> Result<(), Failure> {
@@ -147,38 +198,40 @@ fn values(name: &str, shape: &[usize], random: &mut u64) -> Vec<u8> {
     (0..shape.iter().product()).flat_map(|_| value().to_le_bytes()).collect()
 }
 
-fn transformer() -> Names {
+fn transformer(preset: Preset) -> Names {
+    let [heads, double, single] = preset.sizes();
+    let d = heads * HEAD;
     let mut n = Names::default();
     for (name, inp) in [("timestep_embedder", 256), ("guidance_embedder", 256), ("text_embedder", CLIP)] {
-        n.linear(&format!("time_text_embed.{name}.linear_1"), inp, D);
-        n.linear(&format!("time_text_embed.{name}.linear_2"), D, D);
+        n.linear(&format!("time_text_embed.{name}.linear_1"), inp, d);
+        n.linear(&format!("time_text_embed.{name}.linear_2"), d, d);
     }
-    n.linear("x_embedder", 64, D);
-    n.linear("context_embedder", T5, D);
-    n.linear("norm_out.linear", D, 2 * D);
-    n.linear("proj_out", D, 64);
-    for i in 0..2 {
+    n.linear("x_embedder", 64, d);
+    n.linear("context_embedder", T5, d);
+    n.linear("norm_out.linear", d, 2 * d);
+    n.linear("proj_out", d, 64);
+    for i in 0..double {
         let at = format!("transformer_blocks.{i}");
         for (norm, ff) in [("norm1", "ff"), ("norm1_context", "ff_context")] {
-            n.linear(&format!("{at}.{norm}.linear"), D, 6 * D);
-            n.linear(&format!("{at}.{ff}.net.0.proj"), D, 4 * D);
-            n.linear(&format!("{at}.{ff}.net.2"), 4 * D, D);
+            n.linear(&format!("{at}.{norm}.linear"), d, 6 * d);
+            n.linear(&format!("{at}.{ff}.net.0.proj"), d, 4 * d);
+            n.linear(&format!("{at}.{ff}.net.2"), 4 * d, d);
         }
         for l in ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
         {
-            n.linear(&format!("{at}.attn.{l}"), D, D);
+            n.linear(&format!("{at}.attn.{l}"), d, d);
         }
         for norm in ["norm_q", "norm_k", "norm_added_q", "norm_added_k"] {
             n.plain(format!("{at}.attn.{norm}"), &[HEAD]);
         }
     }
-    for i in 0..4 {
+    for i in 0..single {
         let at = format!("single_transformer_blocks.{i}");
-        n.linear(&format!("{at}.norm.linear"), D, 3 * D);
-        n.linear(&format!("{at}.proj_mlp"), D, 4 * D);
-        n.linear(&format!("{at}.proj_out"), 5 * D, D);
+        n.linear(&format!("{at}.norm.linear"), d, 3 * d);
+        n.linear(&format!("{at}.proj_mlp"), d, 4 * d);
+        n.linear(&format!("{at}.proj_out"), 5 * d, d);
         for l in ["to_q", "to_k", "to_v"] {
-            n.linear(&format!("{at}.attn.{l}"), D, D);
+            n.linear(&format!("{at}.attn.{l}"), d, d);
         }
         for norm in ["norm_q", "norm_k"] {
             n.plain(format!("{at}.attn.{norm}"), &[HEAD]);
@@ -235,7 +288,7 @@ fn vae() -> Names {
 
 fn clip() -> Names {
     let mut n = Names::default();
-    n.plain("text_model.embeddings.token_embedding".into(), &[1000, CLIP]);
+    n.plain("text_model.embeddings.token_embedding".into(), &[VOCAB, CLIP]);
     n.plain("text_model.embeddings.position_embedding".into(), &[77, CLIP]);
     n.norm("text_model.final_layer_norm", CLIP);
     for i in 0..12 {
@@ -253,7 +306,7 @@ fn clip() -> Names {
 
 fn t5() -> Names {
     let mut n = Names::default();
-    n.plain("shared".into(), &[1000, T5]);
+    n.plain("shared".into(), &[VOCAB, T5]);
     n.plain("encoder.final_layer_norm".into(), &[T5]);
     n.plain("encoder.block.0.layer.0.SelfAttention.relative_attention_bias".into(), &[32, 8]);
     for i in 0..24 {

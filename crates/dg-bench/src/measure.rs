@@ -5,7 +5,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::time::Instant;
 
-/// Times `work` in a pool of its own.
+/// Times `work` in a pool of its own, and the peak of the FMAs before and after it.
 pub(crate) fn repeat(
     name: &str,
     run: &Run,
@@ -13,11 +13,41 @@ pub(crate) fn repeat(
     mut work: impl FnMut() + Send,
 ) -> Result<Value, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(run.threads).build()?;
-    let times = pool.install(|| {
+    let (times, peaks) = pool.install(|| {
+        let before = peak();
         (0..run.warm_up).for_each(|_| work());
-        (0..run.repeats).map(|_| timed(&mut work)).collect::<Vec<_>>()
+        let times = (0..run.repeats).map(|_| timed(&mut work)).collect::<Vec<_>>();
+        (times, [before, peak()])
     });
-    Ok(report(name, run, gflop, &times))
+    let mut report = report(name, run, gflop, &times);
+    if let [Some(before), Some(after)] = peaks {
+        let peak = before.max(after);
+        report["peak_gflop_per_cpu_second"] = peak.into();
+        if let Some(rate) = report["gflop_per_cpu_second"].as_f64() {
+            report["fraction_of_peak"] = (rate / peak).into();
+        }
+    }
+    Ok(report)
+}
+
+/// [`peak`] in a pool of its own.
+pub(crate) fn peak_alone(run: &Run) -> Result<Value, Failure> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(run.threads).build()?;
+    let peak = pool.install(peak).ok_or("no kernels on this machine, or they are switched off")?;
+    Ok(json!({ "bench": "peak", "threads": run.threads, "kernels": dg_kernels::path(), "cpu": cpu_name(),
+        "gflop_per_cpu_second": peak }))
+}
+
+/// The most that the kernels' FMAs can do on this machine now, all threads of the current pool at work:
+/// GFLOP per CPU second.
+pub(crate) fn peak() -> Option<f64> {
+    let steps = 10_000_000;
+    let round = || {
+        let start = cpu_seconds();
+        let done: Option<f64> = rayon::broadcast(|_| dg_kernels::multiply_adds(steps)).into_iter().sum();
+        done.map(|done| done * 1e-9 / (cpu_seconds() - start))
+    };
+    (0..3).filter_map(|_| round()).reduce(f64::max)
 }
 
 /// Wall and CPU seconds of one run of this process.
@@ -36,6 +66,7 @@ fn cpu_seconds() -> f64 {
 pub(crate) fn report(name: &str, run: &Run, gflop: f64, times: &[[f64; 2]]) -> Value {
     let column = |i: usize| times.iter().map(|t| t[i]).collect::<Vec<_>>();
     let (wall, cpu) = (median(column(0)), median(column(1)));
+    let rate = (gflop > 0.0 && cpu > 0.0).then(|| gflop / cpu);
     json!({
         "bench": name,
         "threads": run.threads,
@@ -44,9 +75,30 @@ pub(crate) fn report(name: &str, run: &Run, gflop: f64, times: &[[f64; 2]]) -> V
         "wall_s": { "median": wall, "all": column(0) },
         "cpu_s": { "median": cpu, "all": column(1) },
         "gflop": gflop,
-        "gflop_per_cpu_second": if cpu > 0.0 { gflop / cpu } else { 0.0 },
+        "gflop_per_cpu_second": rate,
         "peak_rss_bytes": peak_rss(),
     })
+}
+
+/// The report in a line for a person.
+pub(crate) fn line(report: &Value) -> String {
+    let number = |path: &str| report.pointer(path).and_then(Value::as_f64);
+    let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
+    let mut line = format!("{}: ", text("bench"));
+    if let (Some(wall), Some(cpu)) = (number("/wall_s/median"), number("/cpu_s/median")) {
+        line += &format!("{wall:.4} s wall, {cpu:.4} s CPU");
+    }
+    if let Some(rate) = number("/gflop_per_cpu_second") {
+        line += &format!(", {rate:.1} GFLOP per CPU second");
+    }
+    if let (Some(fraction), Some(peak)) = (number("/fraction_of_peak"), number("/peak_gflop_per_cpu_second"))
+    {
+        line += &format!(" = {:.0} % of the peak, {peak:.1}", 100.0 * fraction);
+    }
+    if let Some(bytes) = number("/peak_rss_bytes") {
+        line += &format!(", peak memory {:.0} MiB", bytes / f64::from(1 << 20));
+    }
+    line + &format!(" ({} threads, {} kernels, {})", report["threads"], text("kernels"), text("cpu"))
 }
 
 fn median(mut v: Vec<f64>) -> f64 {

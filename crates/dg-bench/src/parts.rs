@@ -18,7 +18,7 @@ use serde_json::Value;
 const P: Precision = Precision::F32;
 
 fn open(run: &Run, component: &str, base: &str) -> Result<(ModelShape, WeightFiles), Failure> {
-    let source = ModelSource::Folder(run.model.clone());
+    let source = ModelSource::Folder(run.folder()?);
     let shape = ModelConfig::read(&source)?.shape;
     Ok((shape, WeightFiles::open(&source, component, base)?))
 }

@@ -9,13 +9,13 @@ use std::time::Instant;
 
 /// Runs `diffgentor t2i` in a fresh process each time. CPU seconds are those of the children.
 pub(crate) fn e2e(program: &Path, run: &Run, arguments: &[String]) -> Result<Value, Failure> {
-    let mut times = Vec::new();
+    let (mut times, folder) = (Vec::new(), run.folder()?);
     for i in 0..run.warm_up + run.repeats {
         let before = child_seconds()?;
         let start = Instant::now();
         let status = Command::new(program)
             .args(["t2i", "--no_resume", "--quiet", "--model_name"])
-            .arg(&run.model)
+            .arg(&folder)
             .args(["--threads", &run.threads.to_string()])
             .args(arguments)
             .stdout(Stdio::null())

@@ -67,3 +67,13 @@ pub use tokens::{cat_channels, cat_tokens, embedding, from_vec, to_vec};
 pub fn path() -> &'static str {
     if plug::cpu().is_some() { "avx2" } else { "portable" }
 }
+
+/// For benchmarks: does nothing but fused multiply-adds of the kernels' width on this thread, `steps` times
+/// some hundred. Returns how many floating-point operations that were; `None` on the portable path.
+pub fn multiply_adds(steps: usize) -> Option<f64> {
+    plug::cpu().map(|cpu| {
+        let (done, value) = cpu.fma(steps);
+        core::hint::black_box(value);
+        done as f64
+    })
+}

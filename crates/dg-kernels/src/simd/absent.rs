@@ -33,6 +33,7 @@ absent! {
     moments(&[f32], f32) -> (f32, f32);
     affine(Precision, &mut [f32], [f32; 3], bool);
     attention(&Attention<'_>, f32, Precision) -> Vec<(Vec<f32>, Vec<f32>)>;
+    fma(usize) -> (usize, f32);
     shift(Precision, &mut [f32], f32);
     product(&Product<'_>, Finish<'_>, Precision, bool);
     new_product(&Product<'_>, Option<&[f32]>, Option<Unary>, Precision) -> Vec<f32>;

@@ -198,48 +198,88 @@ impl Tile<'_> {
     /// Inner steps `k0..k0 + kc` of the unfolded tile, as panels.
     #[target_feature(enable = "avx2,fma")]
     fn unfold(&self, phase: &Phase, k0: usize, kc: usize, panels: &mut [f32]) {
-        let ([_, c, h, w], taps) = (self.conv.dims, phase.taps.len());
+        let [_, c, h, w] = self.conv.dims;
         let image = &self.conv.input[self.image * c * h * w..][..c * h * w];
-        let count = self.n.div_ceil(NR);
-        // a few panels at a time: what is read of a plane stays near while all its taps are taken
-        for first in (0..count).step_by(GROUP) {
-            for k in 0..kc {
-                let (channel, tap) = ((k0 + k) / taps, phase.taps[(k0 + k) % taps]);
-                let plane = &image[channel * h * w..][..h * w];
-                for panel in first..count.min(first + GROUP) {
-                    let to = &mut panels[(panel * kc + k) * NR..][..NR];
-                    self.line(plane, self.first + panel * NR, tap, to);
-                }
+        let whole_rows = w.is_multiple_of(NR) && !matches!(self.conv.sampling, Sampling::Halved);
+        let (count, mut first) = (self.n.div_ceil(NR), 0);
+        while first < count {
+            let x = (self.first + first * NR) % self.conv.sampling.grid(h, w)[1];
+            let group = if whole_rows { GROUP.min((w - x) / NR).min(count - first) } else { 1 };
+            let steps = Steps { image, phase, k0, kc, first, group };
+            if whole_rows {
+                self.unfold_run(&steps, panels);
+            } else {
+                self.unfold_panel(&steps, panels);
+            }
+            first += group;
+        }
+    }
+
+    /// Some panels of one row. Every input row is fetched once for its three taps, with what lies beside it.
+    #[target_feature(enable = "avx2,fma")]
+    fn unfold_run(&self, s: &Steps<'_>, panels: &mut [f32]) {
+        let ([_, _, h, w], taps) = (self.conv.dims, s.phase.taps.len());
+        let position = self.first + s.first * NR;
+        let (y, x) = (position / w, position % w);
+        let mut near = [0f32; GROUP * NR + 2];
+        let (mut channel, mut tap) = (s.k0 / taps, s.k0 % taps);
+        let mut fetched = None;
+        for k in 0..s.kc {
+            let [dy, dx] = s.phase.taps[tap];
+            if fetched != Some((channel, dy)) {
+                fetched = Some((channel, dy));
+                let row = s.image[channel * h * w..][..h * w].chunks_exact(w).nth((y as isize + dy) as usize);
+                fetch(row, x, &mut near[..s.group * NR + 2]);
+            }
+            for (i, from) in near[(1 + dx) as usize..].chunks_exact(NR).take(s.group).enumerate() {
+                panels[((s.first + i) * s.kc + k) * NR..][..NR].copy_from_slice(from);
+            }
+            tap += 1;
+            if tap == taps {
+                (channel, tap) = (channel + 1, 0);
             }
         }
     }
 
-    /// The inputs under `tap` of [`NR`] positions from `position` on; zero outside of plane and tile.
-    #[inline]
+    /// One panel, wherever its positions lie; zero outside of plane and tile.
     #[target_feature(enable = "avx2,fma")]
-    fn line(&self, plane: &[f32], position: usize, [dy, dx]: [isize; 2], to: &mut [f32]) {
-        let [_, _, h, w] = self.conv.dims;
-        let gw = self.conv.sampling.grid(h, w)[1];
-        let (y, x) = (position / gw, position % gw);
-        let left = (x as isize + dx) as usize;
-        let one_row = x + NR <= gw && position + NR <= self.first + self.n;
-        if one_row && !matches!(self.conv.sampling, Sampling::Halved) {
-            let Some(row) = plane.chunks_exact(w).nth((y as isize + dy) as usize) else {
-                return to.fill(0.0);
-            };
-            if let Some(from) = left.checked_add(NR).and_then(|end| row.get(left..end)) {
-                return to.copy_from_slice(from);
+    fn unfold_panel(&self, s: &Steps<'_>, panels: &mut [f32]) {
+        let ([_, _, h, w], taps, step) = (self.conv.dims, s.phase.taps.len(), self.conv.sampling.step());
+        let (gw, n) = (self.conv.sampling.grid(h, w)[1], NR.min(self.n - s.first * NR));
+        for (k, to) in panels[s.first * s.kc * NR..].chunks_exact_mut(NR).take(s.kc).enumerate() {
+            let (channel, [dy, dx]) = ((s.k0 + k) / taps, s.phase.taps[(s.k0 + k) % taps]);
+            let plane = &s.image[channel * h * w..][..h * w];
+            to[n..].fill(0.0);
+            for (i, to) in to[..n].iter_mut().enumerate() {
+                let q = self.first + s.first * NR + i;
+                let y = (q / gw * step) as isize + dy;
+                let x = (q % gw * step) as isize + dx;
+                let inside = (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
+                *to = if inside { plane[y as usize * w + x as usize] } else { 0.0 };
             }
         }
-        for (i, to) in to.iter_mut().enumerate() {
-            let (q, step) = (position + i, self.conv.sampling.step());
-            let y = (q / gw * step) as isize + dy;
-            let x = (q % gw * step) as isize + dx;
-            let inside =
-                q < self.first + self.n && (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
-            *to = if inside { plane[y as usize * w + x as usize] } else { 0.0 };
-        }
     }
+}
+
+/// Some inner steps of some panels.
+struct Steps<'a> {
+    /// One image, `[c, h, w]`.
+    image: &'a [f32],
+    phase: &'a Phase,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    group: usize,
+}
+
+/// `near[i] = row[x + i - 1]`, zero outside.
+#[target_feature(enable = "avx2,fma")]
+fn fetch(row: Option<&[f32]>, x: usize, near: &mut [f32]) {
+    let Some(row) = row else { return near.fill(0.0) };
+    let n = near.len() - 2;
+    near[0] = if x == 0 { 0.0 } else { row[x - 1] };
+    near[1..=n].copy_from_slice(&row[x..x + n]);
+    near[n + 1] = row.get(x + n).copied().unwrap_or(0.0);
 }
 
 impl Sampling {

@@ -2,7 +2,7 @@
 
 use super::{
     Attention, Binary, Convolution, Finish, Norm, Product, Unary, View, attention, channels, convolution,
-    map, product, rows,
+    map, peak, product, rows,
 };
 use crate::Precision;
 use burn::tensor::bf16;
@@ -98,6 +98,12 @@ impl Cpu {
         assert!(a.keys.len() == a.values.len());
         assert!(a.keys.iter().zip(a.values).all(|(k, v)| k.dims == v.dims && k.dims[1] > 0));
         attention::run(self, a, scale, p)
+    }
+
+    /// Floating-point operations done in about `steps` steps of FMAs, and a value that depends on them.
+    pub(crate) fn fma(self, steps: usize) -> (usize, f32) {
+        // SAFETY: `self` proves AVX2 and FMA
+        (steps * peak::FLOP, unsafe { peak::fma(steps) })
     }
 
     /// `x += by`, rounded.

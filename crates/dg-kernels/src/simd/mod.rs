@@ -16,10 +16,14 @@ mod channels;
 mod convolution;
 #[cfg(target_arch = "x86_64")]
 mod cpu;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod guarded;
 #[cfg(target_arch = "x86_64")]
 mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod map;
+#[cfg(target_arch = "x86_64")]
+mod peak;
 #[cfg(target_arch = "x86_64")]
 mod product;
 #[cfg(target_arch = "x86_64")]

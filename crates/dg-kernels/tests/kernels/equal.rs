@@ -2,7 +2,7 @@
 
 use crate::support::{BOTH, bits, check, input, largest, random};
 use burn::tensor::{DType, Device, Tensor};
-use dg_kernels::{self as k, Precision, from_vec, reference as r, to_vec};
+use dg_kernels::{self as k, Activation, Precision, from_vec, reference as r, to_vec};
 
 const F32: Precision = Precision::F32;
 
@@ -21,6 +21,82 @@ fn linear_equals_its_twin() {
                 check(k::linear(x.clone(), &w, bias, p), expected, 2e-4, p, &format!("{m} {n} {inner}"));
             }
         }
+    }
+}
+
+/// Across the limits of blocks: inner steps, columns and rows.
+#[test]
+fn long_sums_equal_their_twin() {
+    for (m, n, inner) in [(3, 5, 512), (100, 20, 513), (97, 300, 1025), (1, 17, 2048), (200, 1000, 40)] {
+        let (x, w, b) = (random(1, [m, inner]), random(2, [n, inner]), random(3, [n]));
+        let expected = r::linear(x.clone(), &w, Some(&b), F32);
+        check(k::linear(x, &w, Some(&b), F32), expected, 1e-3, F32, &format!("{m} {n} {inner}"));
+    }
+}
+
+#[test]
+fn fused_layers_are_their_steps() {
+    let layers = [Activation::GeluNew, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu];
+    for p in BOTH {
+        let (x, y) = (input(1, [2, 19, 50], p), input(2, [2, 19, 33], p));
+        let (w, b) = (random(3, [21, 83]).cast(DType::BF16), random(4, [21]));
+        let both = k::cat_channels(x.clone(), y.clone());
+        let plain = k::linear(both.clone(), &w, Some(&b), p);
+        let steps = [
+            k::gelu_new(plain.clone(), p),
+            k::gelu_tanh(plain.clone(), p),
+            k::quick_gelu(plain.clone(), p),
+            k::silu(plain.clone(), p),
+        ];
+        for (then, expected) in layers.into_iter().zip(steps) {
+            assert!(bits(k::linear_then(both.clone(), &w, Some(&b), then, p)) == bits(expected), "{then:?}");
+            let twin = r::linear_then(both.clone(), &w, Some(&b), then, p);
+            check(k::linear_then(both.clone(), &w, Some(&b), then, p), twin, 2e-4, p, "activation");
+        }
+        let (residual, gate) = (input(5, [2, 19, 21], p), input(6, [2, 21], p));
+        let parts = || vec![x.clone(), y.clone()];
+        let expected = k::gated_residual(residual.clone(), gate.clone(), plain.clone(), p);
+        let gated = k::linear_gated(residual.clone(), gate.clone(), parts(), &w, Some(&b), p);
+        assert!(bits(gated.clone()) == bits(expected), "gate, {p:?}");
+        let twin = r::linear_gated(residual.clone(), Some(gate), parts(), &w, Some(&b), p);
+        check(gated, twin, 2e-4, p, "gate");
+        let added = k::linear_add(residual.clone(), both, &w, Some(&b), p);
+        assert!(bits(added) == bits(k::add(residual, plain, p)), "sum, {p:?}");
+    }
+}
+
+/// The caller's residual must survive when it is held elsewhere.
+#[test]
+fn fused_layers_leave_shared_memory_alone() {
+    let (residual, x, w) = (random(1, [1, 7, 9]), random(2, [1, 7, 5]), random(3, [9, 5]));
+    let before = bits(residual.clone());
+    let _ = k::linear_add(residual.clone(), x.clone(), &w, None, F32);
+    let _ = k::linear_gated(residual.clone(), random(4, [1, 9]), vec![x], &w, None, F32);
+    assert!(bits(residual) == before);
+}
+
+#[test]
+fn segments_are_one_attention() {
+    for p in BOTH {
+        let part = |seed, n| input(seed, [2, n, 3, 24], p);
+        let (q, kk, v) =
+            ([part(1, 5), part(2, 130)], [part(3, 77), part(4, 200)], [part(5, 77), part(6, 200)]);
+        let cat = |t: &[Tensor<4>; 2]| Tensor::cat(t.to_vec(), 1);
+        let (out, lse) = k::attention(cat(&q), cat(&kk), cat(&v), 0.2, p);
+        let parts = k::attention_segments(q.to_vec(), kk.to_vec(), v.to_vec(), 0.2, p);
+        let mut at = 0;
+        for (i, (part, part_lse)) in parts.into_iter().enumerate() {
+            let n = q[i].dims()[1];
+            assert!(bits(part) == bits(out.clone().narrow(1, at, n)), "segment {i}, {p:?}");
+            assert!(bits(part_lse) == bits(lse.clone().narrow(2, at, n)), "segment {i}, {p:?}");
+            at += n;
+        }
+        // an empty segment changes nothing
+        let none = || from_vec(Vec::new(), [2, 0, 3, 24], &Device::flex());
+        let keys = vec![kk[0].clone(), none(), kk[1].clone()];
+        let values = vec![v[0].clone(), none(), v[1].clone()];
+        let again = k::attention_segments(vec![cat(&q)], keys, values, 0.2, p).remove(0);
+        assert!(bits(again.0) == bits(out));
     }
 }
 
@@ -253,8 +329,18 @@ fn group_norm_equals_its_twin() {
 
 #[test]
 fn convolutions_equal_their_twins() {
-    let shapes =
-        [(1, 3, 5, 2, 2), (2, 16, 8, 7, 9), (1, 8, 16, 3, 700), (1, 4, 4, 65, 33), (1, 1, 1, 2, 513)];
+    let shapes = [
+        (1, 3, 5, 2, 2),
+        (2, 16, 8, 7, 9),
+        (1, 8, 16, 3, 700),
+        (1, 4, 4, 65, 33),
+        (1, 1, 1, 2, 513),
+        // rows of whole panels, more than one block of inner steps, more than one of channels
+        (1, 130, 5, 6, 32),
+        (2, 3, 100, 5, 48),
+        (1, 60, 4, 20, 64),
+        (1, 4, 3, 3, 272),
+    ];
     for (i, (b, c, o, h, w)) in shapes.into_iter().enumerate() {
         for p in BOTH {
             let kind = [DType::F32, DType::BF16, DType::F16][i % 3];
@@ -264,6 +350,9 @@ fn convolutions_equal_their_twins() {
             check(k::conv3x3(x.clone(), &k3, &bias, p), r::conv3x3(x.clone(), &k3, &bias, p), 2e-4, p, "3x3");
             let a = k::conv3x3_upsampled(x.clone(), &k3, &bias, p);
             check(a, r::conv3x3_upsampled(x.clone(), &k3, &bias, p), 2e-4, p, "upsampled");
+            let residual = input(22, [b, o, h, w], p);
+            let a = k::conv3x3_add(x.clone(), &k3, &bias, residual.clone(), p);
+            assert!(bits(a) == bits(k::add(k::conv3x3(x.clone(), &k3, &bias, p), residual, p)), "{p:?}");
             let a = k::conv3x3_stride2(x.clone(), &k3, &bias, p);
             check(a, r::conv3x3_stride2(x.clone(), &k3, &bias, p), 2e-4, p, "stride 2");
             check(k::conv1x1(x.clone(), &k1, &bias, p), r::conv1x1(x, &k1, &bias, p), 2e-4, p, "1x1");

@@ -3,4 +3,5 @@
 mod bits;
 mod equal;
 mod path;
+mod shapes;
 mod support;

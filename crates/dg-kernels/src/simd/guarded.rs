@@ -1,0 +1,203 @@
+//! Every kernel on memory that ends, or begins, at a page nobody may touch: an access one element too far
+//! ends the test program.
+
+use super::{
+    Attention, Binary, Convolution, Cpu, Finish, Norm, Product, Right, Rows, Sampling, Unary, Values, View,
+};
+use crate::Precision;
+use burn::tensor::bf16;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
+
+/// Where the page without access is.
+#[derive(Clone, Copy, PartialEq)]
+enum Guard {
+    After,
+    Before,
+}
+
+/// Values next to a page without access. Never given back: tests are short.
+fn guarded<T: Copy>(values: &[T], guard: Guard) -> &'static mut [T] {
+    let bytes = size_of_val(values).max(1).next_multiple_of(PAGE);
+    // SAFETY: fresh pages, of which the first or last is closed; the others hold the values
+    unsafe {
+        let start = mmap_anonymous(
+            core::ptr::null_mut(),
+            bytes + PAGE,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE,
+        );
+        let start: *mut u8 = start.expect("memory").cast();
+        let (closed, at) = match guard {
+            Guard::After => (start.add(bytes), start.add(bytes - size_of_val(values))),
+            Guard::Before => (start, start.add(PAGE)),
+        };
+        mprotect(closed.cast(), PAGE, MprotectFlags::empty()).expect("protection");
+        let to = core::slice::from_raw_parts_mut(at.cast::<T>(), values.len());
+        to.copy_from_slice(values);
+        to
+    }
+}
+
+fn random(seed: u32, n: usize) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(0x9E37_79B9) | 1;
+    let mut value = || {
+        s ^= s << 13;
+        s ^= s >> 17;
+        s ^= s << 5;
+        (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| value()).collect()
+}
+
+/// Runs `kernel` on open memory and on memory with a closed page behind and before it, for both
+/// precisions; the results must be the same. `kernel` gets a way to place its operands.
+fn check(kernel: impl Fn(Cpu, Precision, &dyn Fn(Vec<f32>) -> &'static mut [f32]) -> Vec<f32>) {
+    let Some(cpu) = Cpu::detect() else { return };
+    for p in [Precision::F32, Precision::Bf16] {
+        let expected = kernel(cpu, p, &|v| v.leak());
+        for guard in [Guard::After, Guard::Before] {
+            assert!(kernel(cpu, p, &|v| guarded(&v, guard)) == expected, "{p:?}");
+        }
+    }
+}
+
+const LENGTHS: [usize; 9] = [1, 3, 7, 8, 9, 15, 16, 17, 41];
+
+#[test]
+fn element_by_element() {
+    for n in LENGTHS {
+        for op in [Unary::GeluNew, Unary::GeluTanh, Unary::QuickGelu, Unary::Round, Unary::Silu] {
+            check(|cpu, p, place| {
+                let x = place(random(1, n));
+                cpu.unary(op, p, x);
+                x.to_vec()
+            });
+        }
+        check(|cpu, p, place| {
+            let (x, y, gate) = (place(random(1, n)), place(random(2, n)), place(random(3, n)));
+            cpu.binary(Binary::Add, p, x, y);
+            cpu.binary(Binary::Mul, p, x, y);
+            cpu.gated(p, x, gate, y);
+            cpu.blend(x, 0.25, y, 0.75);
+            cpu.shift(p, x, 0.5);
+            cpu.affine(p, x, [0.1, 2.0, 0.3], true);
+            let (s, q) = cpu.moments(x, 0.1);
+            [&*x, &[s, q]].concat()
+        });
+    }
+}
+
+#[test]
+fn rows() {
+    for n in LENGTHS {
+        check(|cpu, p, place| {
+            let (x, a, b) = (place(random(1, n)), place(random(2, n)), place(random(3, n)));
+            let norms = [
+                Norm::Layer { weight: a, bias: b },
+                Norm::Modulate { shift: a, scale: b },
+                Norm::Rms { weight: a },
+                Norm::T5 { weight: b },
+            ];
+            let mut all = Vec::new();
+            for norm in norms {
+                let to = place(vec![0.0; n]);
+                cpu.norm_row(norm, 1e-6, p, to, x);
+                all.extend_from_slice(to);
+            }
+            cpu.biased_softmax(p, x, 0.5, a);
+            all.extend_from_slice(x);
+            let (row, cos, sin) = (place(random(4, 2 * n)), place(random(5, n)), place(random(6, n)));
+            cpu.rotate(p, row, cos, sin);
+            all.extend_from_slice(row);
+            all
+        });
+    }
+}
+
+#[test]
+fn bf16_is_widened() {
+    let Some(cpu) = Cpu::detect() else { return };
+    for n in LENGTHS {
+        let values: Vec<bf16> = random(1, n).into_iter().map(bf16::from_f32).collect();
+        for guard in [Guard::After, Guard::Before] {
+            let to = guarded(&vec![0f32; n], guard);
+            cpu.widen_bf16(to, guarded(&values, guard));
+            assert!(to.iter().zip(&values).all(|(a, b)| *a == b.to_f32()));
+        }
+    }
+}
+
+#[test]
+fn products() {
+    for (m, k, n) in [(1, 1, 1), (5, 7, 3), (7, 65, 17), (13, 513, 31), (2, 1030, 33)] {
+        check(|cpu, p, place| {
+            let rows = |values: &'static mut [f32], width| Rows {
+                values: Values::F32(values),
+                stride: width,
+                width,
+            };
+            let first = k / 2;
+            let left = [
+                rows(place(random(1, m * first)), first),
+                rows(place(random(2, m * (k - first))), k - first),
+            ];
+            let (bias, gate) = (place(random(3, n)), place(random(4, n)));
+            let weight = Right::Rows(rows(place(random(5, n * k)), k));
+            let columns = Right::Columns(place(random(6, n * k)), n);
+            let mut all = Vec::new();
+            for right in [weight, columns] {
+                let product = Product { m, n, left: &left, right };
+                all.extend(cpu.new_product(&product, Some(bias), Some(Unary::Silu), p));
+                let (to, residual) = (place(vec![0.0; m * n]), place(random(7, m * n)));
+                let gate = Some((&*gate, m));
+                cpu.product(&product, Finish::Into { residual, bias: None, gate, scratch: to }, p, true);
+                all.extend_from_slice(residual);
+                cpu.product(&product, Finish::Map { to, bias: Some(bias), then: None }, p, false);
+                all.extend_from_slice(to);
+            }
+            all
+        });
+    }
+}
+
+#[test]
+fn convolutions() {
+    for (c, o, h, w) in [(1, 1, 2, 2), (3, 5, 5, 7), (2, 3, 3, 16), (60, 7, 9, 32), (1, 2, 2, 80)] {
+        for sampling in [Sampling::Plain, Sampling::Doubled, Sampling::Halved] {
+            check(|cpu, p, place| {
+                let [oh, ow] = sampling.result(h, w);
+                let residual =
+                    matches!(sampling, Sampling::Plain).then(|| &*place(random(4, 2 * o * oh * ow)));
+                let convolution = Convolution {
+                    input: place(random(1, 2 * c * h * w)),
+                    dims: [2, c, h, w],
+                    weight: Values::F32(place(random(2, o * c * 9))),
+                    bias: place(random(3, o)),
+                    sampling,
+                    residual,
+                };
+                cpu.convolve(&convolution, p)
+            });
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    for (sq, sk, h, d) in [(1, 1, 1, 1), (7, 5, 2, 3), (97, 130, 1, 16), (3, 259, 2, 20)] {
+        check(|cpu, p, place| {
+            let view = |seed, s| View {
+                data: place(random(seed, s * h * d)),
+                strides: [s * h * d, h * d, d],
+                dims: [1, s, h, d],
+            };
+            let (queries, more) = ([view(1, sq)], 9);
+            let (keys, values) = ([view(2, sk), view(3, more)], [view(4, sk), view(5, more)]);
+            let attention = Attention { queries: &queries, keys: &keys, values: &values };
+            let (out, lse) = cpu.attention(&attention, 0.3, p).remove(0);
+            [out, lse].concat()
+        });
+    }
+}
+
+const PAGE: usize = 4096;
