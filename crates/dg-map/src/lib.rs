@@ -17,15 +17,19 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 /// A file mapped read-only. Clones and the buffers made from it share one mapping; the last one unmaps it.
 #[derive(Clone, Debug)]
 pub struct MappedFile {
     bytes: Bytes,
+    /// None for an empty file.
+    map: Option<Arc<Mmap>>,
 }
 
 impl MappedFile {
@@ -43,8 +47,11 @@ impl MappedFile {
         let metadata = file.metadata()?;
         require_regular(&metadata)?;
         // A mapping of length zero is an error on Linux.
-        let bytes = if metadata.len() == 0 { Bytes::new() } else { Bytes::from_owner(map(&file)?) };
-        Ok(Self { bytes })
+        if metadata.len() == 0 {
+            return Ok(Self { bytes: Bytes::new(), map: None });
+        }
+        let map = Arc::new(map(&file)?);
+        Ok(Self { bytes: Bytes::from_owner(Owner(map.clone())), map: Some(map) })
     }
 
     /// The number of bytes in the file when it was mapped.
@@ -60,6 +67,25 @@ impl MappedFile {
     /// The file's bytes, without a copy. The mapping lives as long as any buffer cut from it.
     pub fn bytes(&self) -> Bytes {
         self.bytes.clone()
+    }
+
+    /// Takes the pages that lie wholly in `range` (in bytes from the start of the file) out of this process's
+    /// memory. Buffers stay valid: a page that is touched again comes from the file, or from the system's cache
+    /// of it. A range that goes beyond the file ends with it; pages count as 64 KiB, whatever they are.
+    pub fn release(&self, range: Range<usize>) -> io::Result<()> {
+        let Some(map) = &self.map else { return Ok(()) };
+        let end = range.end.min(map.len()) / PAGE_MAX * PAGE_MAX;
+        let start = range.start.min(end).next_multiple_of(PAGE_MAX);
+        if start < end { drop_pages(map, start..end) } else { Ok(()) }
+    }
+}
+
+/// What keeps the mapping alive behind a buffer.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -78,6 +104,17 @@ fn map(file: &File) -> io::Result<Mmap> {
     // which ends the process and reads no foreign memory.
     unsafe { Mmap::map(file) }
 }
+
+#[allow(unsafe_code)]
+fn drop_pages(map: &Mmap, range: Range<usize>) -> io::Result<()> {
+    // SAFETY: the danger of `DontNeed` is that written pages are lost. A file mapped read-only has none: the
+    // addresses stay mapped, and a touched page is read from the file again, which does not change while it is
+    // mapped (the duty that `MappedFile::open` hands to its caller).
+    unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) }
+}
+
+/// The largest page of any Linux; a multiple of all smaller ones.
+const PAGE_MAX: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -118,6 +155,34 @@ mod tests {
         let file = MappedFile::open(&path).expect("it is there");
         assert!(file.is_empty());
         assert!(file.bytes().is_empty());
+        std::fs::remove_file(&path).expect("it is there");
+    }
+
+    /// Bytes of a mapped file that this process holds in memory.
+    fn resident(path: &Path) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("a Linux process");
+        let mut lines = maps.lines().skip_while(|l| !l.ends_with(path.to_str().expect("ASCII")));
+        let rss = lines.find_map(|l| l.strip_prefix("Rss:")).expect("it is mapped");
+        rss.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    #[test]
+    fn released_pages_leave_and_come_back() {
+        let content: Vec<u8> = (0..1u32 << 20).map(|i| (i * 31 % 251) as u8).collect();
+        let path = temp_file("released", &content);
+        let file = MappedFile::open(&path).expect("it is there");
+        let bytes = file.bytes();
+        assert_eq!(&bytes[..], &content[..]);
+        assert_eq!(resident(&path), 1 << 20);
+        file.release(1000..9 * (64 << 10) + 5).expect("it is mapped");
+        let left = resident(&path);
+        // eight of sixteen pages of the largest kind
+        assert_eq!(left, 1 << 19);
+        // nothing whole, nothing there, too much
+        for range in [5..4000, 3 << 20..4 << 20, 1 << 19..usize::MAX] {
+            file.release(range).expect("it is mapped");
+        }
+        assert_eq!(&bytes[..], &content[..]);
         std::fs::remove_file(&path).expect("it is there");
     }
 
