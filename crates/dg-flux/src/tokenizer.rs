@@ -32,6 +32,7 @@ pub struct PromptTokenizer {
     start: Option<u32>,
     end: u32,
     pad: u32,
+    largest: u32,
 }
 
 impl PromptTokenizer {
@@ -39,13 +40,15 @@ impl PromptTokenizer {
     /// Ids are start + at most 75 tokens + end, padded with end.
     pub fn clip(source: &ModelSource) -> Result<Self, ModelError> {
         let ready = "tokenizer/tokenizer.json";
-        let (file, inner) = if source.has(ready) {
-            (ready, parse::<BPE>(ready, &source.small(ready)?)?)
+        let (file, inner, largest) = if source.has(ready) {
+            let inner = parse::<BPE>(ready, &source.small(ready)?)?;
+            let largest = largest_id(&inner);
+            (ready, inner, largest)
         } else {
             clip_from_vocabulary(source)?
         };
         let (start, end) = (special(&inner, file, START)?, special(&inner, file, END)?);
-        Ok(Self { file, inner: plain(inner), start: Some(start), end, pad: end })
+        Ok(Self { file, inner: plain(inner), start: Some(start), end, pad: end, largest })
     }
 
     /// T5's, from `tokenizer_2/tokenizer.json`. Ids are tokens + `</s>`, padded with `<pad>`.
@@ -65,7 +68,8 @@ impl PromptTokenizer {
         }
         let inner = parse::<Unigram>(file, &source.small(file)?)?;
         let (end, pad) = (special(&inner, file, "</s>")?, special(&inner, file, "<pad>")?);
-        Ok(Self { file, inner: plain(inner), start: None, end, pad })
+        let largest = largest_id(&inner);
+        Ok(Self { file, inner: plain(inner), start: None, end, pad, largest })
     }
 
     /// The ids of `prompt`, exactly `length` of them.
@@ -89,13 +93,7 @@ impl PromptTokenizer {
 
     /// The largest id that it can give.
     pub fn largest_id(&self) -> u32 {
-        let added = self.inner.get_added_vocabulary().get_vocab().values().copied();
-        let own = match self.inner.get_model() {
-            // its ids are the positions in its list: no need to copy a table of strings
-            ModelWrapper::Unigram(model) => model.get_vocab_size().saturating_sub(1) as u32,
-            model => model.get_vocab().into_values().max().unwrap_or(0),
-        };
-        added.fold(own, u32::max)
+        self.largest
     }
 
     /// The file that it was read from, relative to the model folder.
@@ -117,6 +115,16 @@ where
         Err(_) => Tokenizer::from_bytes(bytes),
     };
     fenced(read).map_err(|e| broken(file, e))
+}
+
+fn largest_id(t: &Tokenizer) -> u32 {
+    let added = t.get_added_vocabulary().get_vocab().values().copied();
+    let own = match t.get_model() {
+        // its ids are the positions in its list: no need to copy a table of strings
+        ModelWrapper::Unigram(model) => model.get_vocab_size().saturating_sub(1) as u32,
+        model => model.get_vocab().into_values().max().unwrap_or(0),
+    };
+    added.fold(own, u32::max)
 }
 
 /// Runs a call of the tokenizers crate, which panics on a damaged `precompiled_charsmap`.
@@ -143,7 +151,8 @@ fn special(t: &Tokenizer, file: &str, token: &str) -> Result<u32, ModelError> {
 }
 
 /// What `transformers` builds from CLIP's `vocab.json` and `merges.txt`.
-fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer), ModelError> {
+/// With the file to name in errors and the largest id.
+fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer, u32), ModelError> {
     let (vocab_file, merges_file) = ("tokenizer/vocab.json", "tokenizer/merges.txt");
     let vocab: Vocab = source.json(vocab_file)?;
     for token in [START, END] {
@@ -161,6 +170,8 @@ fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer
             _ => Err(broken(merges_file, format!("`{l}` is not two words"))),
         })
         .collect::<Result<_, _>>()?;
+    // start and end are in it: nothing is added to it
+    let largest = vocab.values().copied().max().unwrap_or(0);
     let bpe = BPE::builder()
         .vocab_and_merges(vocab, merges)
         .unk_token(END.into())
@@ -173,7 +184,7 @@ fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer
         tokenizer.add_tokens([added(START, true), added(END, false)])?;
         Ok(tokenizer)
     });
-    Ok((vocab_file, tokenizer.map_err(|e| broken(merges_file, e))?))
+    Ok((vocab_file, tokenizer.map_err(|e| broken(merges_file, e))?, largest))
 }
 
 fn from_json<T: DeserializeOwned>(text: &str) -> tokenizers::Result<T> {
