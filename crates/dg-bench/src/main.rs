@@ -99,6 +99,8 @@ struct Run {
 }
 
 fn main() -> ExitCode {
+    // as the program does
+    dg_map::keep_large_blocks();
     match run(Cli::parse().command) {
         Ok(report) => {
             println!("{report}");
