@@ -43,7 +43,7 @@ fn ahead_or_not_is_the_same() {
                 let row = pooled(width).narrow(0, i % ROWS, 1);
                 modulator.forward(&moments()[i..][..1], row, &Unwatched).expect("nobody stops it")
             };
-            let step_bytes = ROWS * Modulations::row_bytes(shape);
+            let step_bytes = ROWS as u64 * Modulations::row_bytes(shape);
             for bytes_max in [0, step_bytes, 3 * step_bytes + 1, 100 * step_bytes] {
                 let mut ahead = Ahead::new(modulator, shape, moments(), pooled(width), bytes_max);
                 for step in 0..STEPS {
@@ -51,7 +51,7 @@ fn ahead_or_not_is_the_same() {
                     for row in 0..ROWS {
                         let (ours, expected) = (flat(&m.rows(row, 1)), flat(&alone(step * ROWS + row)));
                         assert!(ours == expected, "step {step}, row {row}, {bytes_max} bytes");
-                        assert_eq!(4 * ours.len(), Modulations::row_bytes(shape));
+                        assert_eq!(4 * ours.len() as u64, Modulations::row_bytes(shape));
                     }
                 }
             }

@@ -17,7 +17,7 @@ use dg_kernels::{self as k, Precision};
 
 /// Bytes of modulations that a denoising loop holds; where one step needs more, one step. 63 rows of
 /// FLUX.1's size.
-pub const AHEAD_BYTES_MAX: usize = 256 << 20;
+pub const AHEAD_BYTES_MAX: u64 = 256 << 20;
 
 /// The weights of the conditioning and of all modulation layers.
 pub struct Modulator {
@@ -109,9 +109,12 @@ impl Modulations {
     }
 
     /// Bytes of one row in f32.
-    pub fn row_bytes(shape: &TransformerShape) -> usize {
-        let vectors = 1 + 12 * shape.double_blocks + 3 * shape.single_blocks + 2;
-        vectors * shape.width() * size_of::<f32>()
+    pub fn row_bytes(shape: &TransformerShape) -> u64 {
+        let blocks = |count: usize, vectors: u64| vectors.saturating_mul(count as u64);
+        let vectors = blocks(shape.double_blocks, 12).saturating_add(blocks(shape.single_blocks, 3));
+        // the conditioning, and two of the last norm
+        let values = vectors.saturating_add(3).saturating_mul(shape.heads as u64);
+        values.saturating_mul(shape.head_dim as u64).saturating_mul(size_of::<f32>() as u64)
     }
 }
 
@@ -137,11 +140,17 @@ impl<'a> Ahead<'a> {
         shape: &TransformerShape,
         moments: Vec<Moment>,
         pooled: Tensor<2>,
-        bytes_max: usize,
+        bytes_max: u64,
     ) -> Self {
         let rows = pooled.dims()[0];
-        let steps_max = (bytes_max / (rows * Modulations::row_bytes(shape)).max(1)).max(1);
+        let steps_max = steps_at_once(shape, rows, bytes_max);
         Self { modulator, moments, pooled, rows, steps_max, first: 0, known: None }
+    }
+
+    /// Bytes that it holds for `steps` steps of `rows` rows, within [`AHEAD_BYTES_MAX`].
+    pub fn bytes(shape: &TransformerShape, rows: usize, steps: usize) -> u64 {
+        let rows_held = rows.saturating_mul(steps.min(steps_at_once(shape, rows, AHEAD_BYTES_MAX)));
+        Modulations::row_bytes(shape).saturating_mul(rows_held as u64)
     }
 
     /// The modulations of step `i`. Steps are asked for in order.
@@ -159,5 +168,37 @@ impl<'a> Ahead<'a> {
         }
         let known = self.known.as_ref().expect("computed above");
         Ok(known.rows((i - self.first) * self.rows, self.rows))
+    }
+}
+
+fn steps_at_once(shape: &TransformerShape, rows: usize, bytes_max: u64) -> usize {
+    let step = Modulations::row_bytes(shape).saturating_mul(rows as u64).max(1);
+    usize::try_from(bytes_max / step).unwrap_or(usize::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flux_holds_its_limit_at_most() {
+        let dev = TransformerShape {
+            heads: 24,
+            head_dim: 128,
+            double_blocks: 19,
+            single_blocks: 38,
+            in_channels: 64,
+            text_width: 4096,
+            pooled_width: 768,
+            guidance_embeds: true,
+            axes_dims_rope: vec![16, 56, 56],
+        };
+        assert_eq!(Modulations::row_bytes(&dev), (19 * 12 + 38 * 3 + 3) * 3072 * 4);
+        for (rows, steps, held) in [(1, 50, 50), (1, 100, 63), (8, 50, 56), (100, 50, 100)] {
+            assert_eq!(Ahead::bytes(&dev, rows, steps), held * Modulations::row_bytes(&dev), "{rows}");
+        }
+        // nothing that a config can say overflows
+        let huge = TransformerShape { heads: 1 << 20, head_dim: 1 << 20, double_blocks: usize::MAX, ..dev };
+        assert_eq!(Ahead::bytes(&huge, 8, 50), u64::MAX);
     }
 }
