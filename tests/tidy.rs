@@ -317,7 +317,7 @@ const BESIDE: [(&str, &str); 1] = [("dg-flux", "dg-kernels")];
 const DEV_CRATES: [&str; 3] = ["dg-bench", "dg-testkit", "diffgentor-tests"];
 
 /// A family of crates (`burn`, `burn-flex`, …) and who may name it.
-const RESTRICTED: [(&str, &[&str]); 16] = [
+const RESTRICTED: [(&str, &[&str]); 15] = [
     ("burn", &["dg-comm", "dg-cuda", "dg-flux", "dg-kernels"]),
     ("clap", &["dg-cluster", "diffgentor"]),
     ("cubecl", &["dg-cuda"]),

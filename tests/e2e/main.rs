@@ -8,3 +8,4 @@ mod place;
 mod prompts;
 mod resume;
 mod signals;
+mod threads;

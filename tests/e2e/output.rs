@@ -130,7 +130,9 @@ fn a_report_tells_the_whole_run() {
     assert_eq!((report.schema, report.seconds.steps.len(), report.images.len()), (1, 2, 1));
     assert_eq!((report.model.id.as_str(), report.images[0].seed), ("demo", 4));
     assert_eq!(report.images[0].latents_blake3.len(), 64);
-    assert!(report.ranks[0].mapped_bytes > 20_000_000 && report.seconds.first_step.is_some());
+    let rank = &report.ranks[0];
+    assert!(rank.mapped_bytes > 20_000_000 && report.seconds.first_step.is_some());
+    assert!(rank.rss_anon > 1 << 20 && rank.peak_rss > rank.rss_anon);
     place.small(&["--prompt", "x", "--seed", "4", "--report", "r.json"]).expect_success();
     let report: dg_core::report::Report = serde_json::from_slice(&place.read("r.json")).expect("a report");
     assert_eq!(report.events.iter().map(|e| e.kind.as_str()).collect::<Vec<_>>(), ["skipped"]);

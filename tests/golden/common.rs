@@ -4,6 +4,8 @@ use dg_core::{DType, GenerateRequest, ImageSize, NoiseIndex, Scale, Seed, Sequen
 use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
 use dg_testkit::GoldenTensor;
 use serde_json::Value;
+use std::fs;
+use std::path::Path;
 
 /// A model of `tests/data`, opened.
 pub(crate) fn repo(name: &str) -> ModelRepo {
@@ -65,4 +67,24 @@ pub(crate) fn close(what: &str, ours: &[f32], golden: &GoldenTensor, tolerance: 
     let worst = golden.max_abs_diff(ours);
     println!("{what}: {worst:.1e} of {tolerance:.1e}");
     assert!(worst <= tolerance, "{what}: largest difference {worst:e}, allowed {tolerance:e}");
+}
+
+/// Copies a folder and all in it.
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let (source, target) = entry.map(|e| (e.path(), to.join(e.file_name()))).expect("an entry");
+        if source.is_dir() {
+            copy_tree(&source, &target);
+        } else {
+            fs::copy(source, target).expect("a copy");
+        }
+    }
+}
+
+/// The most memory that this process ever had, in bytes.
+pub(crate) fn memory_peak() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a Linux process");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }

@@ -8,7 +8,7 @@ use dg_flux::watch::Unwatched;
 use dg_flux::{ModelError, ModelRepo, ModelSource, Picture, Pipeline, PipelineOptions};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A copy of the smaller test model whose files may be damaged.
@@ -19,7 +19,7 @@ struct Copy {
 impl Copy {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        copy_tree(&dg_testkit::model_dir("tiny-schnell"), dir.path());
+        common::copy_tree(&dg_testkit::model_dir("tiny-schnell"), dir.path());
         Self { dir }
     }
 
@@ -59,18 +59,6 @@ impl Copy {
         assert!(words.iter().all(|w| text.contains(w)), "{text:?} does not say {words:?}");
         assert_eq!(error.exit(), dg_core::ExitCode::Config);
         assert!(error.hint().is_some());
-    }
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let (source, target) = entry.map(|e| (e.path(), to.join(e.file_name()))).expect("an entry");
-        if source.is_dir() {
-            copy_tree(&source, &target);
-        } else {
-            fs::copy(source, target).expect("a copy");
-        }
     }
 }
 
@@ -319,7 +307,7 @@ fn memory_of_lies() {
                     let mut lying = config.clone();
                     enlarge(&mut lying[key], lie);
                     fs::write(copy.path(file), lying.to_string()).expect("written");
-                    println!("{file}: {key} {lie}, so far {} MiB", memory_peak() >> 20);
+                    println!("{file}: {key} {lie}, so far {} MiB", common::memory_peak() >> 20);
                     if lying != config
                         && let Ok(mut pipeline) = copy.load()
                     {
@@ -330,7 +318,7 @@ fn memory_of_lies() {
             fs::write(copy.path(file), whole).expect("restored");
         }
     });
-    let peak = memory_peak();
+    let peak = common::memory_peak();
     assert!(peak < MEMORY_MAX, "{} MiB", peak >> 20);
 }
 
@@ -341,13 +329,6 @@ fn enlarge(value: &mut Value, lie: u64) {
         Value::Array(list) => list.iter_mut().for_each(|v| enlarge(v, lie)),
         _ => {}
     }
-}
-
-/// The most memory that this process ever had, in bytes.
-fn memory_peak() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("a Linux process");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a peak");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
 /// What the program, the test model and a small picture need, several times over.

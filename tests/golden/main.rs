@@ -6,6 +6,8 @@ mod common;
 mod config;
 mod demo;
 mod hostile;
+mod large;
+mod modulation;
 mod noise;
 mod schedule;
 mod text;

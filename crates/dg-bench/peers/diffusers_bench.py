@@ -1,14 +1,15 @@
 """Ours against diffusers on PyTorch CPU: same weights, same shapes, same threads, interleaved.
 
-    cargo build --release -p dg-bench -p diffgentor
-    target/release/dg-bench make bench-model
-    python crates/dg-bench/peers/diffusers_bench.py --model bench-model [--threads 2] [--repeats 5] [dit vae text attention e2e]
+    cargo build --release --workspace
+    python crates/dg-bench/peers/diffusers_bench.py --with ours --preset medium --threads 2 [dit vae text attention e2e]
 
 Needs torch, diffusers and transformers in the Python that runs it. Prints one JSON line per
 benchmark and a table: medians of wall and CPU seconds, and ours / diffusers. A run of ours and one
-of diffusers alternate, so that what else the machine does meets both.
+of diffusers alternate, so that what else the machine does meets both. Each run of ours is a fresh process
+that first does the work once without a clock; diffusers keeps its process and does the same. `--with none` times
+diffusers alone.
 """
-import argparse, json, os, resource, statistics, subprocess, sys, tempfile, time
+import argparse, json, math, os, resource, statistics, subprocess, sys, tempfile, time
 
 PARTS = ("attention", "dit", "vae", "text", "e2e")
 
@@ -16,17 +17,28 @@ PARTS = ("attention", "dit", "vae", "text", "e2e")
 def arguments():
     p = argparse.ArgumentParser()
     p.add_argument("parts", nargs="*", default=list(PARTS))
-    p.add_argument("--model", default="bench-model")
+    p.add_argument("--with", dest="side", choices=("ours", "none"), default="ours", help="what runs beside diffusers")
+    p.add_argument("--preset", default="medium", help="size of the random model, see dg-bench --help")
     p.add_argument("--bin", default="target/release")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--attention", default="24x128x4608,8x128x1536,4x32x200", help="heads x head dim x tokens")
+    p.add_argument("--sides", default="512", help="widths of the VAE's pictures, e.g. 512,1024")
+    p.add_argument("--tokens", default="1024+512", help="image + text tokens of dit")
+    p.add_argument("--text_tokens", type=int, default=512)
     p.add_argument("--e2e_model", help="a small model folder with all tokenizer files, for the cold start")
-    return p.parse_args()
+    a = p.parse_args()
+    a.model = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "bench-models", a.preset)
+    if not os.path.exists(os.path.join(a.model, "model_index.json")):
+        subprocess.run([os.path.join(a.bin, "dg-bench"), "make", a.model, "--preset", a.preset], check=True)
+    return a
 
 
 def ours(a, part, *more):
-    command = [os.path.join(a.bin, "dg-bench"), part, "--threads", str(a.threads), "--repeats", "1", "--warm-up", "1"]
+    if a.side == "none":
+        return float("nan"), float("nan"), {}
+    command = [os.path.join(a.bin, "dg-bench"), part, "--json", "--preset", a.preset, "--threads", str(a.threads),
+               "--repeats", "1", "--warm-up", "1"]
     out = json.loads(subprocess.run(command + list(more), check=True, capture_output=True, text=True).stdout)
     return out["wall_s"]["median"], out["cpu_s"]["median"], out
 
@@ -43,15 +55,20 @@ def compare(a, name, our_run, peer_run):
     """Alternates and prints medians."""
     peer_run()
     rows = {"ours": [], "peer": []}
+    fractions, memory = [], 0
     for _ in range(a.repeats):
         wall, cpu, facts = our_run()
         rows["ours"].append((wall, cpu))
+        fractions.append(facts.get("fraction_of_peak"))
+        memory = max(memory, facts.get("peak_rss_bytes", 0))
         rows["peer"].append(timed(peer_run))
     median = {k: [statistics.median(x[i] for x in v) for i in (0, 1)] for k, v in rows.items()}
     line = {
         "bench": name, "threads": a.threads, "cpu": facts.get("cpu"), "kernels": facts.get("kernels"),
         "ours_wall_s": median["ours"][0], "peer_wall_s": median["peer"][0],
         "ours_cpu_s": median["ours"][1], "peer_cpu_s": median["peer"][1],
+        "fraction_of_peak": statistics.median(fractions) if all(fractions) else None,
+        "ours_peak_rss_mb": memory / 1e6, "peer_peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
         "wall_ratio": median["ours"][0] / median["peer"][0], "cpu_ratio": median["ours"][1] / median["peer"][1],
     }
     print(json.dumps(line), flush=True)
@@ -75,24 +92,29 @@ def main():
     if "dit" in a.parts:
         from diffusers import FluxTransformer2DModel
         model = FluxTransformer2DModel.from_pretrained(part("transformer"), torch_dtype=torch.float32).eval()
-        n, t, side = 1024, 512, 32
+        n, t = (int(x) for x in a.tokens.split("+"))
+        side = math.ceil(math.sqrt(n))
         ids = torch.tensor([[0.0, i // side, i % side] for i in range(n)])
         inputs = dict(hidden_states=torch.randn(1, n, 64), encoder_hidden_states=torch.randn(1, t, 512),
                       pooled_projections=torch.randn(1, 768), timestep=torch.tensor([0.8]),
                       guidance=torch.tensor([3.5]), img_ids=ids, txt_ids=torch.zeros(t, 3), return_dict=False)
-        lines.append(compare(a, "dit 1024 + 512 tokens", lambda: ours(a, "dit", "--model", a.model), lambda: model(**inputs)))
+        run = lambda: ours(a, "dit", "--image-tokens", str(n), "--text-tokens", str(t))
+        lines.append(compare(a, f"dit {a.preset}, {n} + {t} tokens", run, lambda: model(**inputs)))
     if "vae" in a.parts:
         from diffusers import AutoencoderKL
         vae = AutoencoderKL.from_pretrained(part("vae"), torch_dtype=torch.float32).eval()
-        z = torch.randn(1, 16, 64, 64)
-        lines.append(compare(a, "vae 512x512", lambda: ours(a, "vae", "--model", a.model), lambda: vae.decode(z)))
+        for side in a.sides.split(","):
+            z = torch.randn(1, 16, int(side) // 8, int(side) // 8)
+            run = lambda: ours(a, "vae", "--side", side)
+            lines.append(compare(a, f"vae {side}x{side}", run, lambda: vae.decode(z)))
     if "text" in a.parts:
         from transformers import CLIPTextModel, T5EncoderModel
         clip = CLIPTextModel.from_pretrained(part("text_encoder"), torch_dtype=torch.float32).eval()
         t5 = T5EncoderModel.from_pretrained(part("text_encoder_2"), torch_dtype=torch.float32).eval()
         ids = lambda n: torch.tensor([[i * 7919 % 1000 for i in range(n)]])
-        peer = lambda: (clip(ids(77)), t5(ids(512)))
-        lines.append(compare(a, "text 77 + 512 tokens", lambda: ours(a, "text", "--model", a.model), peer))
+        peer = lambda: (clip(ids(77)), t5(ids(a.text_tokens)))
+        run = lambda: ours(a, "text", "--tokens", str(a.text_tokens))
+        lines.append(compare(a, f"text 77 + {a.text_tokens} tokens", run, peer))
     if "e2e" in a.parts and a.e2e_model:
         lines.append(cold(a))
     table(lines)

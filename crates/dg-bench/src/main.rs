@@ -120,6 +120,8 @@ impl Run {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // as the program does
+    dg_map::keep_large_blocks();
     match run(cli.command) {
         Ok(report) => {
             println!("{}", if cli.json { report.to_string() } else { measure::line(&report) });

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use dg_core::{ImageSize, ModelShape};
 use dg_flux::attend::Serial;
 use dg_flux::conditioning::Moment;
+use dg_flux::modulation::Modulator;
 use dg_flux::rng::Generator;
 use dg_flux::rope::Rope;
 use dg_flux::transformer::{Inputs, Transformer};
@@ -29,11 +30,13 @@ fn normal<const N: usize>(seed: u64, shape: [usize; N]) -> Tensor<N> {
     from_vec(values, shape, &dg_flux::cpu())
 }
 
-/// One forward pass of one image.
+/// One forward pass of one image, with the modulations of its step.
 pub(crate) fn dit(run: &Run, image_tokens: usize, text_tokens: usize) -> Result<Value, Failure> {
     let (shape, files) = open(run, "transformer", "diffusion_pytorch_model")?;
     let s = shape.transformer;
-    let model = Transformer::load(&files.loader(&dg_flux::cpu(), P), &s)?;
+    let (device, files) = (dg_flux::cpu(), &files);
+    let modulator = Modulator::load(&files.loader(&device, P), &s)?;
+    let model = Transformer::load(&files.loader(&device, P), &s)?;
     let mut ids = vec![[0.0; 3]; text_tokens];
     let side = (image_tokens as f64).sqrt().ceil() as usize;
     ids.extend((0..image_tokens).map(|i| [0.0, (i / side) as f64, (i % side) as f64]));
@@ -45,13 +48,9 @@ pub(crate) fn dit(run: &Run, image_tokens: usize, text_tokens: usize) -> Result<
     let linear = 12.0 * d * d * l * (s.double_blocks + s.single_blocks) as f64;
     let attention = 2.0 * d * l * l * (s.double_blocks + s.single_blocks) as f64;
     repeat("dit", run, 2.0 * (linear + attention) * 1e-9, || {
-        let inputs = Inputs {
-            x: x.clone(),
-            text: text.clone(),
-            pooled: pooled.clone(),
-            moments: &moments,
-            rope: &rope,
-        };
+        // a run computes them for all steps at once: this is one step's worth, and more than its share
+        let modulations = &modulator.forward(&moments, pooled.clone(), &Unwatched).expect("nobody stops it");
+        let inputs = Inputs { x: x.clone(), text: text.clone(), modulations, rope: &rope };
         model.forward(inputs, &mut Serial, &mut Unwatched).expect("nobody stops it");
     })
 }

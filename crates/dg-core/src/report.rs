@@ -95,6 +95,8 @@ pub struct RankReport {
     pub mapped_bytes: u64,
     /// Peak anonymous memory of the process in bytes, where the system tells it.
     pub rss_anon: u64,
+    /// Peak resident memory of the process in bytes, mapped weights included, where the system tells it.
+    pub peak_rss: u64,
     /// Seconds of computing.
     pub compute_s: f64,
     /// Seconds of waiting for other ranks.

@@ -73,8 +73,11 @@ impl Conditioning {
         })
     }
 
-    /// The conditioning vector `[images, width]` for one moment per image and `pooled`
-    /// `[images, pooled width]`.
+    /// The conditioning vectors `[moments, width]`: moment i with row i mod n of `pooled`
+    /// `[n, pooled width]`.
+    ///
+    /// # Panics
+    /// If n does not divide the number of moments.
     pub fn forward(&self, moments: &[Moment], pooled: Tensor<2>) -> Tensor<2> {
         let p = self.precision;
         let wave = |pick: fn(&Moment) -> f32| -> Tensor<2> {
@@ -85,7 +88,10 @@ impl Conditioning {
         if let Some(guidance) = &self.guidance {
             c = k::add(c, guidance.forward(wave(|m| m.guidance)), p);
         }
-        k::add(c, self.text.forward(pooled), p)
+        let text = self.text.forward(pooled);
+        let (moments, n) = (moments.len(), text.dims()[0]);
+        assert!(moments.is_multiple_of(n), "{moments} moments for {n} prompts");
+        k::add(c, text.repeat_dim(0, moments / n), p)
     }
 }
 

@@ -7,7 +7,8 @@
 //! # Layout
 //! - [`source`], [`config`], [`weights`], [`repo`]: files → configs and mapped tensors
 //! - [`tokenizer`], [`clip`], [`t5`], [`text`]: prompts → embeddings
-//! - [`transformer`], [`conditioning`], [`rope`], [`attend`]: latents → velocity
+//! - [`conditioning`], [`modulation`]: time, guidance, pooled prompt → what they say to each block
+//! - [`transformer`], [`rope`], [`attend`]: latents → velocity
 //! - [`rng`], [`latents`], [`schedule`], [`pipeline`]: noise → latents
 //! - [`vae`], [`tiling`], [`picture`]: latents → RGB
 //! - [`watch`]: looking in, and stopping
@@ -37,6 +38,7 @@ pub mod conditioning;
 pub mod config;
 pub mod error;
 pub mod latents;
+pub mod modulation;
 pub mod picture;
 pub mod pipeline;
 pub mod repo;

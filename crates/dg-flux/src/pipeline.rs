@@ -3,6 +3,7 @@
 use crate::attend::{Attend, Serial};
 use crate::conditioning::Moment;
 use crate::latents;
+use crate::modulation::{AHEAD_BYTES_MAX, Ahead, Modulations, Modulator};
 use crate::picture::{self, Picture};
 use crate::rope::Rope;
 use crate::schedule::Schedule;
@@ -36,6 +37,7 @@ pub struct Pipeline {
     options: PipelineOptions,
     precision: Precision,
     text: TextEncoder,
+    modulator: Modulator,
     transformer: Transformer,
     decoder: Decoder,
 }
@@ -45,17 +47,28 @@ impl Pipeline {
     pub fn load(repo: &ModelRepo, options: PipelineOptions) -> Result<Self, ModelError> {
         let precision = precision(options.dtype);
         let (shape, device) = (repo.shape(), &options.device);
-        let (text, mut unused) = TextEncoder::load(repo, device, precision)?;
-        let weights = repo.transformer.loader(device, precision);
-        let transformer = Transformer::load(&weights, &shape.transformer)?;
-        unused.extend(weights.unused(&[]));
-        let weights = repo.vae.loader(device, precision);
-        let decoder = Decoder::load(&weights, &shape.vae)?;
-        unused.extend(weights.unused(&["encoder."]));
+        let transformer = || -> Result<_, ModelError> {
+            let weights = repo.transformer.loader(device, precision);
+            let transformer = Transformer::load(&weights, &shape.transformer)?;
+            let modulator = Modulator::load(&weights, &shape.transformer)?;
+            Ok((transformer, modulator, weights.unused(&[])))
+        };
+        let decoder = || -> Result<_, ModelError> {
+            let weights = repo.vae.loader(device, precision);
+            Ok((Decoder::load(&weights, &shape.vae)?, weights.unused(&["encoder."])))
+        };
+        let (text, (transformer, decoder)) =
+            rayon::join(|| TextEncoder::load(repo, device, precision), || rayon::join(transformer, decoder));
+        let (text, mut unused) = text?;
+        let (transformer, modulator, more) = transformer?;
+        unused.extend(more);
+        let (decoder, more) = decoder?;
+        unused.extend(more);
         if let Some(first) = unused.first() {
             tracing::warn!("{} tensors of the model are not used, `{first}` for one", unused.len());
         }
-        Ok(Self { config: repo.config().clone(), precision, text, transformer, decoder, options })
+        let config = repo.config().clone();
+        Ok(Self { config, precision, text, modulator, transformer, decoder, options })
     }
 
     /// Makes the pictures of one batch, in order. All requests must batch with the first one
@@ -181,10 +194,12 @@ impl Denoise<'_> {
         watch: &mut dyn Watch,
     ) -> Result<Tensor<3>, Cancelled> {
         let steps = self.schedule.steps();
+        let mut ahead = self.ahead();
         watch.see("latents_0", &x);
         for i in 0..steps {
             let start = Instant::now();
-            let v = self.velocity(i, &x, attend, watch)?;
+            let modulations = ahead.step(i, watch)?;
+            let v = self.velocity(&x, &modulations, attend, watch)?;
             watch.see(&format!("noise_pred_{i}"), &v);
             x = self.step(i, x, v);
             watch.see(&format!("latents_{}", i + 1), &x);
@@ -198,35 +213,43 @@ impl Denoise<'_> {
         Ok(x)
     }
 
-    /// The model's prediction at step `i`; under true CFG negative + scale · (positive − negative).
+    /// The modulations of all steps: in each step one row per image, and under true CFG one more
+    /// for its negative branch after those.
+    fn ahead(&self) -> Ahead<'_> {
+        let Pipeline { modulator, config, options, precision, .. } = self.pipeline;
+        let embeddings = || [Some(&self.text), self.negative.as_ref()].into_iter().flatten();
+        let pooled = Tensor::cat(embeddings().map(|e| e.pooled.clone()).collect(), 0);
+        let step = |i: usize| {
+            let t = self.schedule.timestep(i);
+            let moment = |r: &GenerateRequest| {
+                Moment::new(t, r.guidance_scale.value(), *precision, options.time_dtype)
+            };
+            let branch: Vec<Moment> = self.batch.iter().map(moment).collect();
+            branch.repeat(embeddings().count())
+        };
+        let moments = (0..self.schedule.steps()).flat_map(step).collect();
+        Ahead::new(modulator, &config.shape.transformer, moments, pooled, AHEAD_BYTES_MAX)
+    }
+
+    /// The model's prediction; under true CFG negative + scale · (positive − negative).
     fn velocity(
         &self,
-        i: usize,
         x: &Tensor<3>,
+        modulations: &Modulations,
         attend: &mut dyn Attend,
         watch: &mut dyn Watch,
     ) -> Result<Tensor<3>, Cancelled> {
-        let p = self.pipeline.precision;
-        let t = self.schedule.timestep(i);
-        let moment = |r: &GenerateRequest| {
-            Moment::new(t, r.guidance_scale.value(), p, self.pipeline.options.time_dtype)
-        };
-        let moments: Vec<Moment> = self.batch.iter().map(moment).collect();
-        let mut predict = |e: &Embedding| {
-            let inputs = Inputs {
-                x: x.clone(),
-                text: e.text.clone(),
-                pooled: e.pooled.clone(),
-                moments: &moments,
-                rope: &self.rope,
-            };
+        let (p, images) = (self.pipeline.precision, self.batch.len());
+        let mut predict = |e: &Embedding, branch: usize| {
+            let modulations = &modulations.rows(branch * images, images);
+            let inputs = Inputs { x: x.clone(), text: e.text.clone(), modulations, rope: &self.rope };
             self.pipeline.transformer.forward(inputs, attend, watch)
         };
-        let positive = predict(&self.text)?;
+        let positive = predict(&self.text, 0)?;
         let Some(negative) = &self.negative else { return Ok(positive) };
-        let negative = predict(negative)?;
+        let negative = predict(negative, 1)?;
         let scales: Vec<f32> = self.batch.iter().map(|r| r.true_cfg_scale.value() as f32).collect();
-        let scales = k::from_vec(scales, [self.batch.len(), 1, 1], &x.device());
+        let scales = k::from_vec(scales, [images, 1, 1], &x.device());
         let difference = k::round(positive - negative.clone(), p);
         Ok(k::round(negative + k::round(difference * scales, p), p))
     }

@@ -38,17 +38,22 @@ impl ModelSource {
 
     /// Maps a file of any size. Nothing is read until it is looked at.
     pub fn map(&self, file: &str) -> Result<Bytes, ModelError> {
+        Ok(self.weights(file)?.0)
+    }
+
+    /// The same with its map, if it is one.
+    pub(crate) fn weights(&self, file: &str) -> Result<(Bytes, Option<MappedFile>), ModelError> {
         match self {
             Self::Folder(root) => {
                 let path = root.join(file);
                 match MappedFile::open(&path) {
-                    Ok(map) => Ok(map.bytes()),
+                    Ok(map) => Ok((map.bytes(), Some(map))),
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(ModelError::Missing(path)),
                     Err(source) => Err(ModelError::Io { path, source }),
                 }
             }
             Self::Embedded(files) => match files.iter().find(|(path, _)| *path == file) {
-                Some((_, bytes)) => Ok(Bytes::from_static(bytes)),
+                Some((_, bytes)) => Ok((Bytes::from_static(bytes), None)),
                 None => Err(ModelError::Missing(self.root().join(file))),
             },
         }

@@ -55,8 +55,10 @@ impl TextEncoder {
     /// Loads tokenizers and encoders; also says which tensors are not used.
     pub fn load(repo: &ModelRepo, device: &Device, p: Precision) -> Result<(Self, Vec<String>), ModelError> {
         let shape = repo.shape();
-        let clip_tokenizer = PromptTokenizer::clip(repo.source())?;
-        let t5_tokenizer = PromptTokenizer::t5(repo.source())?;
+        // most of the time that loading a model takes
+        let (t5_tokenizer, clip_tokenizer) =
+            rayon::join(|| PromptTokenizer::t5(repo.source()), || PromptTokenizer::clip(repo.source()));
+        let (clip_tokenizer, t5_tokenizer) = (clip_tokenizer?, t5_tokenizer?);
         for (tokenizer, vocab) in [(&clip_tokenizer, shape.clip.vocab), (&t5_tokenizer, shape.t5.vocab)] {
             let largest = tokenizer.largest_id();
             if largest as usize >= vocab {

@@ -1,10 +1,14 @@
 //! Prompt → token ids, by the crate `tokenizers`.
 
 use crate::{ModelError, ModelSource};
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use serde::de::DeserializeOwned;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tokenizers::Tokenizer;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::unigram::Unigram;
+use tokenizers::{
+    AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper,
+    PreTokenizerWrapper, Tokenizer, TokenizerImpl,
+};
 
 /// CLIP reads this many tokens, start and end included.
 pub const CLIP_TOKENS: usize = 77;
@@ -28,6 +32,7 @@ pub struct PromptTokenizer {
     start: Option<u32>,
     end: u32,
     pad: u32,
+    largest: u32,
 }
 
 impl PromptTokenizer {
@@ -35,13 +40,15 @@ impl PromptTokenizer {
     /// Ids are start + at most 75 tokens + end, padded with end.
     pub fn clip(source: &ModelSource) -> Result<Self, ModelError> {
         let ready = "tokenizer/tokenizer.json";
-        let (file, inner) = if source.has(ready) {
-            (ready, parse(ready, &source.small(ready)?)?)
+        let (file, inner, largest) = if source.has(ready) {
+            let inner = parse::<BPE>(ready, &source.small(ready)?)?;
+            let largest = largest_id(&inner);
+            (ready, inner, largest)
         } else {
             clip_from_vocabulary(source)?
         };
         let (start, end) = (special(&inner, file, START)?, special(&inner, file, END)?);
-        Ok(Self { file, inner: plain(inner), start: Some(start), end, pad: end })
+        Ok(Self { file, inner: plain(inner), start: Some(start), end, pad: end, largest })
     }
 
     /// T5's, from `tokenizer_2/tokenizer.json`. Ids are tokens + `</s>`, padded with `<pad>`.
@@ -59,9 +66,10 @@ impl PromptTokenizer {
                 hint: hint.into(),
             });
         }
-        let inner = parse(file, &source.small(file)?)?;
+        let inner = parse::<Unigram>(file, &source.small(file)?)?;
         let (end, pad) = (special(&inner, file, "</s>")?, special(&inner, file, "<pad>")?);
-        Ok(Self { file, inner: plain(inner), start: None, end, pad })
+        let largest = largest_id(&inner);
+        Ok(Self { file, inner: plain(inner), start: None, end, pad, largest })
     }
 
     /// The ids of `prompt`, exactly `length` of them.
@@ -85,7 +93,7 @@ impl PromptTokenizer {
 
     /// The largest id that it can give.
     pub fn largest_id(&self) -> u32 {
-        self.inner.get_vocab(true).into_values().max().unwrap_or(0)
+        self.largest
     }
 
     /// The file that it was read from, relative to the model folder.
@@ -94,8 +102,29 @@ impl PromptTokenizer {
     }
 }
 
-fn parse(file: &str, bytes: &[u8]) -> Result<Tokenizer, ModelError> {
-    fenced(|| Tokenizer::from_bytes(bytes)).map_err(|e| broken(file, e))
+/// A tokenizer whose model is most likely an `M`: read straight into one, which takes a third of the
+/// time that finding out the kind takes.
+fn parse<M>(file: &str, bytes: &[u8]) -> Result<Tokenizer, ModelError>
+where
+    M: Model + DeserializeOwned + Into<ModelWrapper>,
+{
+    type Direct<M> =
+        TokenizerImpl<M, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+    let read = || match serde_json::from_slice::<Direct<M>>(bytes) {
+        Ok(tokenizer) => Ok(tokenizer.into()),
+        Err(_) => Tokenizer::from_bytes(bytes),
+    };
+    fenced(read).map_err(|e| broken(file, e))
+}
+
+fn largest_id(t: &Tokenizer) -> u32 {
+    let added = t.get_added_vocabulary().get_vocab().values().copied();
+    let own = match t.get_model() {
+        // its ids are the positions in its list: no need to copy a table of strings
+        ModelWrapper::Unigram(model) => model.get_vocab_size().saturating_sub(1) as u32,
+        model => model.get_vocab().into_values().max().unwrap_or(0),
+    };
+    added.fold(own, u32::max)
 }
 
 /// Runs a call of the tokenizers crate, which panics on a damaged `precompiled_charsmap`.
@@ -122,35 +151,54 @@ fn special(t: &Tokenizer, file: &str, token: &str) -> Result<u32, ModelError> {
 }
 
 /// What `transformers` builds from CLIP's `vocab.json` and `merges.txt`.
-fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer), ModelError> {
+/// With the file to name in errors and the largest id.
+fn clip_from_vocabulary(source: &ModelSource) -> Result<(&'static str, Tokenizer, u32), ModelError> {
     let (vocab_file, merges_file) = ("tokenizer/vocab.json", "tokenizer/merges.txt");
-    let vocab: BTreeMap<String, u32> = source.json(vocab_file)?;
+    let vocab: Vocab = source.json(vocab_file)?;
+    for token in [START, END] {
+        if !vocab.contains_key(token) {
+            return Err(broken(vocab_file, format!("it has no token `{token}`")));
+        }
+    }
     let text = source.small(merges_file)?;
     let text = std::str::from_utf8(&text).map_err(|e| broken(merges_file, e.to_string()))?;
-    let merges: Vec<&str> = text.lines().filter(|l| !l.starts_with("#version") && !l.is_empty()).collect();
-    let id = |token: &str| {
-        vocab.get(token).copied().ok_or_else(|| broken(vocab_file, format!("it has no token `{token}`")))
-    };
-    let added = |id: u32, content: &str, normalized: bool| -> Value {
-        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": normalized, "special": true })
-    };
-    let words =
-        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-    let definition = json!({
-        "version": "1.0",
-        "added_tokens": [added(id(START)?, START, true), added(id(END)?, END, false)],
-        "normalizer": { "type": "Sequence", "normalizers": [
-            { "type": "NFC" },
-            { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
-            { "type": "Lowercase" },
-        ]},
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": words }, "behavior": "Removed", "invert": true },
-            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-        ]},
-        "model": { "type": "BPE", "unk_token": END, "continuing_subword_prefix": "",
-                   "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges },
+    let merges: Merges = text
+        .lines()
+        .filter(|l| !l.starts_with("#version") && !l.is_empty())
+        .map(|l| match l.split_once(' ') {
+            Some((a, b)) if !b.contains(' ') => Ok((a.into(), b.into())),
+            _ => Err(broken(merges_file, format!("`{l}` is not two words"))),
+        })
+        .collect::<Result<_, _>>()?;
+    // start and end are in it: nothing is added to it
+    let largest = vocab.values().copied().max().unwrap_or(0);
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .unk_token(END.into())
+        .end_of_word_suffix("</w>".into());
+    let tokenizer = fenced(|| {
+        let mut tokenizer = Tokenizer::new(bpe.build()?);
+        tokenizer.with_normalizer(Some(from_json::<NormalizerWrapper>(CLIP_NORMALIZER)?))?;
+        tokenizer.with_pre_tokenizer(Some(from_json::<PreTokenizerWrapper>(CLIP_PRE_TOKENIZER)?));
+        let added = |token: &str, normalized| AddedToken::from(token, true).normalized(normalized);
+        tokenizer.add_tokens([added(START, true), added(END, false)])?;
+        Ok(tokenizer)
     });
-    Ok((vocab_file, parse(merges_file, definition.to_string().as_bytes())?))
+    Ok((vocab_file, tokenizer.map_err(|e| broken(merges_file, e))?, largest))
 }
+
+fn from_json<T: DeserializeOwned>(text: &str) -> tokenizers::Result<T> {
+    Ok(serde_json::from_str(text)?)
+}
+
+const CLIP_NORMALIZER: &str = r#"{ "type": "Sequence", "normalizers": [
+    { "type": "NFC" },
+    { "type": "Replace", "pattern": { "Regex": "\\s+" }, "content": " " },
+    { "type": "Lowercase" }
+] }"#;
+
+const CLIP_PRE_TOKENIZER: &str = r#"{ "type": "Sequence", "pretokenizers": [
+    { "type": "Split", "behavior": "Removed", "invert": true, "pattern": { "Regex":
+      "<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^\\s\\p{L}\\p{N}]+" } },
+    { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true }
+] }"#;

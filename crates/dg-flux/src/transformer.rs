@@ -1,4 +1,4 @@
-//! FLUX's diffusion transformer: noisy latents, text, time → velocity.
+//! FLUX's diffusion transformer: noisy latents, text, modulations → velocity.
 //!
 //! Black Forest Labs, FLUX.1 (2024); MM-DiT after P. Esser et al. (2024), parallel blocks after
 //! M. Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters" (2023). Key names and
@@ -15,7 +15,7 @@
 
 use crate::ModelError;
 use crate::attend::{Attend, Projected};
-use crate::conditioning::{Conditioning, Moment};
+use crate::modulation::Modulations;
 use crate::rope::Rope;
 use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader};
@@ -31,10 +31,8 @@ pub struct Transformer {
     shape: TransformerShape,
     x_embedder: Linear,
     context_embedder: Linear,
-    conditioning: Conditioning,
     double: Vec<DoubleBlock>,
     single: Vec<SingleBlock>,
-    norm_out: Linear,
     proj_out: Linear,
     precision: Precision,
 }
@@ -45,29 +43,26 @@ pub struct Inputs<'a> {
     pub x: Tensor<3>,
     /// T5 embeddings `[b, T, text_width]`.
     pub text: Tensor<3>,
-    /// CLIP's pooled embedding `[b, pooled_width]`.
-    pub pooled: Tensor<2>,
-    /// Time and guidance of each image.
-    pub moments: &'a [Moment],
+    /// What time, guidance and pooled prompt of each image say to the blocks; b rows.
+    pub modulations: &'a Modulations,
     /// Positions of the T text and then the N image tokens.
     pub rope: &'a Rope,
 }
 
 impl Transformer {
-    /// Takes all weights of the transformer.
+    /// Takes the weights of the transformer, without those of
+    /// [`Modulator`](crate::modulation::Modulator).
     pub fn load(w: &Loader<'_>, shape: &TransformerShape) -> Result<Self, ModelError> {
         let d = shape.width();
         Ok(Self {
             x_embedder: w.linear("x_embedder", shape.in_channels, d)?,
             context_embedder: w.linear("context_embedder", shape.text_width, d)?,
-            conditioning: Conditioning::load(w, shape)?,
             double: (0..shape.double_blocks)
                 .map(|i| DoubleBlock::load(w, shape, i))
                 .collect::<Result<_, _>>()?,
             single: (0..shape.single_blocks)
                 .map(|i| SingleBlock::load(w, shape, i))
                 .collect::<Result<_, _>>()?,
-            norm_out: w.linear("norm_out.linear", d, 2 * d)?,
             proj_out: w.linear("proj_out", d, shape.in_channels)?,
             precision: w.precision(),
             shape: shape.clone(),
@@ -81,39 +76,36 @@ impl Transformer {
         attend: &mut dyn Attend,
         watch: &mut dyn Watch,
     ) -> Result<Tensor<3>, Cancelled> {
-        let p = self.precision;
-        let c = self.conditioning.forward(inputs.moments, inputs.pooled);
-        watch.see("temb", &c.clone().unsqueeze_dim(0));
-        let c = k::silu(c, p);
+        let (p, m) = (self.precision, inputs.modulations);
+        watch.see("temb", &m.conditioning.clone().unsqueeze_dim(0));
         let mut image = self.x_embedder.forward(inputs.x);
         let mut text = self.context_embedder.forward(inputs.text);
         watch.see("x_embedder", &image);
         watch.see("context_embedder", &text);
-        for (i, block) in self.double.iter().enumerate() {
-            (text, image) = block.forward(text, image, &c, inputs.rope, attend);
+        for (i, (block, m)) in self.double.iter().zip(&m.double).enumerate() {
+            (text, image) = block.forward(text, image, m, inputs.rope, attend);
             watch.see(&format!("double_{i}.text"), &text);
             watch.see(&format!("double_{i}.image"), &image);
             watch.check()?;
         }
         let (text_tokens, image_tokens) = (text.dims()[1], image.dims()[1]);
         let mut z = k::cat_tokens(text, image);
-        for (i, block) in self.single.iter().enumerate() {
-            z = block.forward(z, &c, inputs.rope, attend);
+        for (i, (block, m)) in self.single.iter().zip(&m.single).enumerate() {
+            z = block.forward(z, m, inputs.rope, attend);
             watch.see(&format!("single_{i}"), &z);
             watch.check()?;
         }
         let image = z.narrow(1, text_tokens, image_tokens);
         // the final layer alone has its scale before its shift
-        let [scale, shift] = chunks(&self.norm_out, &c, self.shape.width());
+        let [scale, shift] = chunks(&m.norm_out, self.shape.width());
         let v = self.proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, p));
         watch.see("proj_out", &v);
         Ok(v)
     }
 }
 
-/// The `N` vectors `[b, D]` that a modulation layer makes of the conditioning.
-fn chunks<const N: usize>(linear: &Linear, c: &Tensor<2>, d: usize) -> [Tensor<2>; N] {
-    let all = linear.forward(c.clone());
+/// The `N` vectors `[b, D]` in what a modulation layer says, `[b, N·D]`.
+fn chunks<const N: usize>(all: &Tensor<2>, d: usize) -> [Tensor<2>; N] {
     std::array::from_fn(|i| all.clone().narrow(1, i * d, d))
 }
 
@@ -178,7 +170,6 @@ impl FeedForward {
 
 /// One stream of a double block.
 struct Stream {
-    modulation: Linear,
     qkv: Qkv,
     out: Linear,
     ff: FeedForward,
@@ -191,12 +182,14 @@ struct StreamModulation {
     mlp: [Tensor<2>; 3],
 }
 
-impl Stream {
-    fn modulation(&self, c: &Tensor<2>, d: usize) -> StreamModulation {
-        let [shift, scale, gate, shift2, scale2, gate2] = chunks(&self.modulation, c, d);
-        StreamModulation { attention: [shift, scale, gate], mlp: [shift2, scale2, gate2] }
+impl StreamModulation {
+    fn of(all: &Tensor<2>, d: usize) -> Self {
+        let [shift, scale, gate, shift2, scale2, gate2] = chunks(all, d);
+        Self { attention: [shift, scale, gate], mlp: [shift2, scale2, gate2] }
     }
+}
 
+impl Stream {
     fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope) -> Projected {
         let [shift, scale, _] = m.attention.clone();
         self.qkv.forward(k::layer_norm_modulate(x.clone(), shift, scale, EPS, self.precision), rope)
@@ -225,9 +218,8 @@ impl DoubleBlock {
     fn load(w: &Loader<'_>, s: &TransformerShape, i: usize) -> Result<Self, ModelError> {
         let d = s.width();
         let at = |name: &str| format!("transformer_blocks.{i}.{name}");
-        let stream = |modulation: &str, qkv: [&str; 5], out: &str, ff: &str| -> Result<Stream, ModelError> {
+        let stream = |qkv: [&str; 5], out: &str, ff: &str| -> Result<Stream, ModelError> {
             Ok(Stream {
-                modulation: w.linear(&at(modulation), d, 6 * d)?,
                 qkv: Qkv::load(w, s, &at("attn"), qkv)?,
                 out: w.linear(&at(out), d, d)?,
                 ff: FeedForward::load(w, &at(ff), d)?,
@@ -237,8 +229,8 @@ impl DoubleBlock {
         let own = ["to_q", "to_k", "to_v", "norm_q", "norm_k"];
         let added = ["add_q_proj", "add_k_proj", "add_v_proj", "norm_added_q", "norm_added_k"];
         Ok(Self {
-            image: stream("norm1.linear", own, "attn.to_out.0", "ff")?,
-            text: stream("norm1_context.linear", added, "attn.to_add_out", "ff_context")?,
+            image: stream(own, "attn.to_out.0", "ff")?,
+            text: stream(added, "attn.to_add_out", "ff_context")?,
             scale: (s.head_dim as f32).powf(-0.5),
             precision: w.precision(),
         })
@@ -248,12 +240,12 @@ impl DoubleBlock {
         &self,
         text: Tensor<3>,
         image: Tensor<3>,
-        c: &Tensor<2>,
+        [m_image, m_text]: &[Tensor<2>; 2],
         rope: &Rope,
         attend: &mut dyn Attend,
     ) -> (Tensor<3>, Tensor<3>) {
         let ([b, t, d], n) = (text.dims(), image.dims()[1]);
-        let (mi, mt) = (self.image.modulation(c, d), self.text.modulation(c, d));
+        let (mi, mt) = (StreamModulation::of(m_image, d), StreamModulation::of(m_text, d));
         let from_image = self.image.qkv(&image, &mi, &rope.slice(t, n));
         let from_text = self.text.qkv(&text, &mt, &rope.slice(0, t));
         let mut outputs = attend.attend(vec![from_text, from_image], self.scale, self.precision).into_iter();
@@ -267,7 +259,6 @@ impl DoubleBlock {
 
 /// One stream of text and image; attention and MLP side by side.
 struct SingleBlock {
-    modulation: Linear,
     qkv: Qkv,
     proj_mlp: Linear,
     proj_out: Linear,
@@ -280,7 +271,6 @@ impl SingleBlock {
         let d = s.width();
         let at = |name: &str| format!("single_transformer_blocks.{i}.{name}");
         Ok(Self {
-            modulation: w.linear(&at("norm.linear"), d, 3 * d)?,
             qkv: Qkv::load(w, s, &at("attn"), ["to_q", "to_k", "to_v", "norm_q", "norm_k"])?,
             proj_mlp: w.linear(&at("proj_mlp"), d, 4 * d)?,
             proj_out: w.linear(&at("proj_out"), 5 * d, d)?,
@@ -289,9 +279,9 @@ impl SingleBlock {
         })
     }
 
-    fn forward(&self, z: Tensor<3>, c: &Tensor<2>, rope: &Rope, attend: &mut dyn Attend) -> Tensor<3> {
+    fn forward(&self, z: Tensor<3>, m: &Tensor<2>, rope: &Rope, attend: &mut dyn Attend) -> Tensor<3> {
         let (p, [b, n, d]) = (self.precision, z.dims());
-        let [shift, scale, gate] = chunks(&self.modulation, c, d);
+        let [shift, scale, gate] = chunks(m, d);
         let u = k::layer_norm_modulate(z.clone(), shift, scale, EPS, p);
         let projected = self.qkv.forward(u.clone(), rope);
         let mlp = self.proj_mlp.forward_then(u, Activation::GeluTanh);

@@ -197,14 +197,15 @@ impl Resnet {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.conv1.forward(self.norm1.forward(x.clone(), true));
-        let y = self.norm2.forward(y, true);
-        let x = match &self.shortcut {
-            Some(conv) => k::conv1x1(x, &conv.weight, &conv.bias, conv.precision),
-            None => x,
+        // first, so that the norm then owns its input, the widest of all, and works in its memory
+        let beside = match &self.shortcut {
+            Some(conv) => k::conv1x1(x.clone(), &conv.weight, &conv.bias, conv.precision),
+            None => x.clone(),
         };
+        let y = self.conv1.forward(self.norm1.forward(x, true));
+        let y = self.norm2.forward(y, true);
         let conv = &self.conv2;
-        k::conv3x3_add(y, &conv.weight, &conv.bias, x, conv.precision)
+        k::conv3x3_add(y, &conv.weight, &conv.bias, beside, conv.precision)
     }
 }
 

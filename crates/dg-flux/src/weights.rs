@@ -7,10 +7,12 @@ use crate::{ModelError, ModelSource};
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData, bf16, f16};
 use bytes::Bytes;
 use dg_kernels::{Activation, Precision};
+use dg_map::MappedFile;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Most weight files of one component.
@@ -31,6 +33,23 @@ pub struct MappedWeights {
     pub bytes: Bytes,
     /// Where the tensors start: length of header and length field.
     pub header_len: usize,
+    map: Option<MappedFile>,
+}
+
+/// The pages of a mapped file that hold one tensor.
+pub struct Pages {
+    map: MappedFile,
+    range: Range<usize>,
+}
+
+impl Pages {
+    /// Gives the memory back; what is used again is read again.
+    pub fn release(&self) {
+        if let Err(e) = self.map.release(self.range.clone()) {
+            // the pages stay: nothing is lost but memory
+            tracing::debug!("releasing weights: {e}");
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -71,7 +90,7 @@ impl WeightFiles {
     }
 
     fn add(&mut self, source: &ModelSource, file: &str) -> Result<(), ModelError> {
-        let bytes = source.map(file)?;
+        let (bytes, map) = source.weights(file)?;
         let bad = |reason: String| ModelError::Weights { file: file.into(), reason };
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
         let name: Arc<str> = file.into();
@@ -88,7 +107,7 @@ impl WeightFiles {
                 return Err(bad(format!("tensor `{tensor}` is in two files")));
             }
         }
-        self.files.push(MappedWeights { name, bytes, header_len: start });
+        self.files.push(MappedWeights { name, bytes, header_len: start, map });
         Ok(())
     }
 
@@ -165,6 +184,15 @@ impl Loader<'_> {
             _ => (entry.data(&shape, DType::F32), DType::F32),
         };
         Ok(Tensor::from_data(data, (&self.device, dtype)))
+    }
+
+    /// The pages of a weight that is used as it lies in a mapped file; `None` for bytes of the
+    /// program and for a weight that is not there.
+    pub fn pages(&self, name: &str) -> Option<Pages> {
+        let entry = self.files.tensors.get(name)?;
+        let file = self.files.files.iter().find(|f| f.name == entry.file)?;
+        let start = entry.bytes.as_ptr().addr() - file.bytes.as_ptr().addr();
+        Some(Pages { map: file.map.clone()?, range: start..start + entry.bytes.len() })
     }
 
     /// A bias or a norm's weight: in f32, of values of the run's precision.

@@ -1,9 +1,9 @@
-//! Files mapped into memory, as shared byte buffers.
+//! Memory from the system: files mapped as shared byte buffers, and how the heap treats large blocks.
 //!
 //! The one place outside the kernels that needs `unsafe`: a mapping is only as constant as the file behind it.
 //!
 //! # Layout
-//! [`MappedFile`] is all there is.
+//! [`MappedFile`] and [`keep_large_blocks`] are all there is.
 //!
 //! ```
 //! # let folder = std::env::temp_dir();
@@ -17,15 +17,19 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 /// A file mapped read-only. Clones and the buffers made from it share one mapping; the last one unmaps it.
 #[derive(Clone, Debug)]
 pub struct MappedFile {
     bytes: Bytes,
+    /// None for an empty file.
+    map: Option<Arc<Mmap>>,
 }
 
 impl MappedFile {
@@ -43,8 +47,11 @@ impl MappedFile {
         let metadata = file.metadata()?;
         require_regular(&metadata)?;
         // A mapping of length zero is an error on Linux.
-        let bytes = if metadata.len() == 0 { Bytes::new() } else { Bytes::from_owner(map(&file)?) };
-        Ok(Self { bytes })
+        if metadata.len() == 0 {
+            return Ok(Self { bytes: Bytes::new(), map: None });
+        }
+        let map = Arc::new(map(&file)?);
+        Ok(Self { bytes: Bytes::from_owner(Owner(map.clone())), map: Some(map) })
     }
 
     /// The number of bytes in the file when it was mapped.
@@ -60,6 +67,58 @@ impl MappedFile {
     /// The file's bytes, without a copy. The mapping lives as long as any buffer cut from it.
     pub fn bytes(&self) -> Bytes {
         self.bytes.clone()
+    }
+
+    /// Takes the pages that lie wholly in `range` (in bytes from the start of the file) out of this process's
+    /// memory. Buffers stay valid: a page that is touched again comes from the file, or from the system's cache
+    /// of it. A range that goes beyond the file ends with it; pages count as 64 KiB, whatever they are.
+    pub fn release(&self, range: Range<usize>) -> io::Result<()> {
+        let Some(map) = &self.map else { return Ok(()) };
+        let end = range.end.min(map.len()) / PAGE_MAX * PAGE_MAX;
+        let start = range.start.min(end).next_multiple_of(PAGE_MAX);
+        if start < end { drop_pages(map, start..end) } else { Ok(()) }
+    }
+}
+
+/// Tells the heap to keep freed blocks, however large, for the next ones; false if it was not done. For programs
+/// that compute, before they start a thread.
+///
+/// As it is, glibc gives every block above 32 MiB (at first: 128 KiB) back to the system at once. Activations are
+/// of that size and come and go in every layer; each time the system hands out zeroed pages, one fault each: a
+/// tenth of a run's CPU time. A kept block is cleared by the one thread that asks for it, though, and fresh pages
+/// by all threads that write them: nothing is done where more than [`PROCESSORS_MAX`] can.
+pub fn keep_large_blocks() -> bool {
+    let few = std::thread::available_parallelism().is_ok_and(|n| n.get() <= PROCESSORS_MAX);
+    few && keep_blocks()
+}
+
+/// Processors from which on fresh pages are cheaper than clearing old ones.
+pub const PROCESSORS_MAX: usize = 4;
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+fn keep_blocks() -> bool {
+    let set = |parameter: i32, value: i32| {
+        // SAFETY: `mallopt` changes parameters of the allocator, under its own lock; these three are valid at any
+        // time and concern no memory that is in use.
+        unsafe { libc::mallopt(parameter, value) == 1 }
+    };
+    // blocks above 1 GiB are still mapped one by one; one heap for all threads, because those that threads have
+    // of their own cannot hold blocks above 64 MiB
+    set(libc::M_MMAP_THRESHOLD, 1 << 30) && set(libc::M_TRIM_THRESHOLD, i32::MAX) && set(libc::M_ARENA_MAX, 1)
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_blocks() -> bool {
+    false
+}
+
+/// What keeps the mapping alive behind a buffer.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -78,6 +137,17 @@ fn map(file: &File) -> io::Result<Mmap> {
     // which ends the process and reads no foreign memory.
     unsafe { Mmap::map(file) }
 }
+
+#[allow(unsafe_code)]
+fn drop_pages(map: &Mmap, range: Range<usize>) -> io::Result<()> {
+    // SAFETY: the danger of `DontNeed` is that written pages are lost. A file mapped read-only has none: the
+    // addresses stay mapped, and a touched page is read from the file again, which does not change while it is
+    // mapped (the duty that `MappedFile::open` hands to its caller).
+    unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) }
+}
+
+/// The largest page of any Linux; a multiple of all smaller ones.
+const PAGE_MAX: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -119,6 +189,42 @@ mod tests {
         assert!(file.is_empty());
         assert!(file.bytes().is_empty());
         std::fs::remove_file(&path).expect("it is there");
+    }
+
+    /// Bytes of a mapped file that this process holds in memory.
+    fn resident(path: &Path) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("a Linux process");
+        let mut lines = maps.lines().skip_while(|l| !l.ends_with(path.to_str().expect("ASCII")));
+        let rss = lines.find_map(|l| l.strip_prefix("Rss:")).expect("it is mapped");
+        rss.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    #[test]
+    fn released_pages_leave_and_come_back() {
+        let content: Vec<u8> = (0..1u32 << 20).map(|i| (i * 31 % 251) as u8).collect();
+        let path = temp_file("released", &content);
+        let file = MappedFile::open(&path).expect("it is there");
+        let bytes = file.bytes();
+        assert_eq!(&bytes[..], &content[..]);
+        assert_eq!(resident(&path), 1 << 20);
+        file.release(1000..9 * (64 << 10) + 5).expect("it is mapped");
+        let left = resident(&path);
+        // eight of sixteen pages of the largest kind
+        assert_eq!(left, 1 << 19);
+        // nothing whole, nothing there, too much
+        for range in [5..4000, 3 << 20..4 << 20, 1 << 19..usize::MAX] {
+            file.release(range).expect("it is mapped");
+        }
+        assert_eq!(&bytes[..], &content[..]);
+        std::fs::remove_file(&path).expect("it is there");
+    }
+
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[test]
+    fn the_heap_can_be_told() {
+        assert!(keep_blocks());
+        let held = vec![1u8; 200 << 20];
+        assert!(held.iter().all(|x| *x == 1));
     }
 
     #[test]

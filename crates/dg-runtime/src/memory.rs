@@ -3,6 +3,7 @@
 use crate::EngineOptions;
 use dg_core::GenerateRequest;
 use dg_flux::ModelRepo;
+use dg_flux::modulation::Ahead;
 use dg_flux::tiling::Tiling;
 
 /// Bytes that a run will hold at its peak.
@@ -32,7 +33,10 @@ pub fn memory_need(
     let one = |r: &GenerateRequest| {
         let text = r.max_sequence_length.tokens();
         let images = batch_size.clamp(1, requests.len());
-        let denoise = shape.transformer.activation_bytes(images, r.size.image_tokens() + text);
+        let rows = images.saturating_mul(1 + usize::from(r.active_negative().is_some()));
+        let ahead = Ahead::bytes(&shape.transformer, rows, r.steps());
+        let blocks = shape.transformer.activation_bytes(images, r.size.image_tokens() + text);
+        let denoise = blocks.saturating_add(ahead);
         let tile = (shape.vae.sample_size as u64).pow(2);
         let tiled = Tiling::applies(&shape.vae, r.size, options.vae_tiling);
         let pixels = if tiled { tile } else { r.size.pixels() };

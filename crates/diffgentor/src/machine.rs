@@ -97,7 +97,16 @@ pub(crate) fn disk_free(path: &Path) -> Option<u64> {
 
 /// Anonymous memory that this process holds, in bytes.
 pub(crate) fn rss_anon() -> Option<u64> {
-    field(&std::fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")?.checked_mul(1024)
+    own_memory("RssAnon:")
+}
+
+/// The most memory that this process ever held, mapped files included, in bytes.
+pub(crate) fn peak_rss() -> Option<u64> {
+    own_memory("VmHWM:")
+}
+
+fn own_memory(name: &str) -> Option<u64> {
+    field(&std::fs::read_to_string("/proc/self/status").ok()?, name)?.checked_mul(1024)
 }
 
 /// `12.3 GiB`.

@@ -44,6 +44,7 @@ use dg_core::ExitCode;
 use failure::Failure;
 
 fn main() -> std::process::ExitCode {
+    dg_map::keep_large_blocks();
     quiet_compute_threads();
     match dispatch() {
         Ok(code) => code.into(),

@@ -153,7 +153,7 @@ impl Prepared {
             Wanted { path: self.path(i), recipe, any_seed: p.any_seed, recorded }
         };
         let wanted: Vec<Wanted> = pictures.iter().enumerate().map(wanted).collect();
-        resume::finished(&wanted, machine::physical_cores().get())
+        resume::finished(&wanted, self.options.threads.get())
     }
 }
 

@@ -76,6 +76,7 @@ impl Recorder {
             pid: std::process::id(),
             mapped_bytes,
             rss_anon: self.sampler.map_or(0, Sampler::finish),
+            peak_rss: machine::peak_rss().unwrap_or(0),
             compute_s: seconds.text + seconds.steps.iter().sum::<f64>() + seconds.decode,
             ..RankReport::default()
         });

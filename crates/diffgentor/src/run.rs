@@ -11,7 +11,7 @@ use crate::output::{Format, write};
 use crate::prepare::{self, Prepared};
 use crate::report::Recorder;
 use crate::signals::{Signal, Stop};
-use crate::{dry_run, log, machine, setup};
+use crate::{dry_run, log, setup};
 use dg_config::Key;
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
@@ -88,7 +88,7 @@ fn check_replaced(prepared: &Prepared) -> Result<(), Failure> {
     }
     let todo = prepared.todo();
     let paths: Vec<PathBuf> = todo.iter().map(|i| prepared.path(*i)).collect();
-    let found = resume::in_the_way(&paths, machine::physical_cores().get());
+    let found = resume::in_the_way(&paths, prepared.options.threads.get());
     // a record too long for the format is not missed
     let format = Format::named(settings.text(Key::OutputFormat));
     let recorded = |i: usize| {

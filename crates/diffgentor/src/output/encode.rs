@@ -66,7 +66,7 @@ fn png(size: ImageSize, rgb: &[u8], record: Option<&Record>) -> Result<Vec<u8>, 
     let mut encoder = png::Encoder::new(&mut bytes, size.width(), size.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    encoder.set_compression(png::Compression::Balanced);
+    encoder.set_compression(png::Compression::Fast);
     if let Some(record) = record {
         let text = infotext(&record.recipe);
         match text.chars().all(is_latin1) {
