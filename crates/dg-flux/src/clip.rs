@@ -6,7 +6,7 @@
 
 use crate::ModelError;
 use crate::watch::{Cancelled, Watch};
-use crate::weights::{Linear, Loader};
+use crate::weights::{Linear, Loader, together};
 use burn::tensor::Tensor;
 use dg_core::shape::ClipShape;
 use dg_kernels::{self as k, Activation, Precision};
@@ -92,7 +92,7 @@ impl Clip {
         let [b, n, d] = x.dims();
         let y = l.norm1.forward(x.clone(), eps, p);
         let split = |t: Tensor<3>| t.reshape([b, n, heads, d / heads]);
-        let (q, key, v) = (l.q.forward(y.clone()), l.k.forward(y.clone()), l.v.forward(y));
+        let [q, key, v] = together(y, [l.q.shared(None), l.k.shared(None), l.v.shared(None)], p);
         let scale = ((d / heads) as f32).powf(-0.5);
         // torch's fused attention rounds its result only
         let o = k::attention_with_bias(split(q), split(key), split(v), mask, scale, Precision::F32);

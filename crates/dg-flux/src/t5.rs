@@ -6,7 +6,7 @@
 
 use crate::ModelError;
 use crate::watch::{Cancelled, Watch};
-use crate::weights::{Linear, Loader};
+use crate::weights::{Linear, Loader, together};
 use burn::tensor::Tensor;
 use dg_core::shape::T5Shape;
 use dg_kernels::{self as k, Activation, Precision};
@@ -89,13 +89,13 @@ impl T5 {
         let [b, n, _] = x.dims();
         let y = k::t5_norm(x.clone(), &l.norm1, s.eps, p);
         let split = |t: Tensor<3>| t.reshape([b, n, s.heads, s.head_dim]);
-        let (q, key, v) = (l.q.forward(y.clone()), l.k.forward(y.clone()), l.v.forward(y));
+        let [q, key, v] = together(y, [l.q.shared(None), l.k.shared(None), l.v.shared(None)], p);
         // T5 does not divide by √d
         let o = k::attention_with_bias(split(q), split(key), split(v), bias, 1.0, p);
         let x = l.o.added(x, o.reshape([b, n, s.heads * s.head_dim]));
         let y = k::t5_norm(x.clone(), &l.norm2, s.eps, p);
-        let gate = l.wi_0.forward_then(y.clone(), Activation::GeluNew);
-        l.wo.added(x, k::mul(gate, l.wi_1.forward(y), p))
+        let [gate, up] = together(y, [l.wi_0.shared(Some(Activation::GeluNew)), l.wi_1.shared(None)], p);
+        l.wo.added(x, k::mul(gate, up, p))
     }
 
     /// The position bias of `n` tokens, `[heads, n, n]`: one table, of block 0, serves all blocks.

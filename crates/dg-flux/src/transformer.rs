@@ -18,7 +18,7 @@ use crate::attend::{Attend, Projected};
 use crate::modulation::Modulations;
 use crate::rope::Rope;
 use crate::watch::{Cancelled, Watch};
-use crate::weights::{Linear, Loader};
+use crate::weights::{Linear, Loader, together};
 use burn::tensor::Tensor;
 use dg_core::shape::TransformerShape;
 use dg_kernels::{self as k, Activation, Precision};
@@ -135,16 +135,21 @@ impl Qkv {
         })
     }
 
-    /// `x` `[b, n, D]` → rotated q and k, and v, each `[b, n, heads, head_dim]`.
-    fn forward(&self, x: Tensor<3>, rope: &Rope) -> Projected {
-        let [b, n, d] = x.dims();
-        let split = |t: Tensor<3>| t.reshape([b, n, self.heads, d / self.heads]);
-        let turn = |t: Tensor<3>, norm: &Tensor<1>| {
-            k::rms_norm_rope(split(t), norm, &rope.cos, &rope.sin, EPS, self.precision)
+    /// The three layers over the same input.
+    fn layers(&self) -> [k::SharedLayer<'_>; 3] {
+        [&self.q, &self.k, &self.v].map(|layer| layer.shared(None))
+    }
+
+    /// What [`layers`](Self::layers) gave, `[b, n, D]` each, with q and k normalised and rotated.
+    fn projected(&self, results: [Tensor<3>; 3], rope: &Rope) -> Projected {
+        let [q, k, v] = results.map(|t| {
+            let [b, n, d] = t.dims();
+            t.reshape([b, n, self.heads, d / self.heads])
+        });
+        let turn = |t: Tensor<4>, norm: &Tensor<1>| {
+            k::rms_norm_rope(t, norm, &rope.cos, &rope.sin, EPS, self.precision)
         };
-        let q = turn(self.q.forward(x.clone()), &self.norm_q);
-        let k = turn(self.k.forward(x.clone()), &self.norm_k);
-        Projected { q, k, v: split(self.v.forward(x)) }
+        Projected { q: turn(q, &self.norm_q), k: turn(k, &self.norm_k), v }
     }
 }
 
@@ -192,7 +197,8 @@ impl StreamModulation {
 impl Stream {
     fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope) -> Projected {
         let [shift, scale, _] = m.attention.clone();
-        self.qkv.forward(k::layer_norm_modulate(x.clone(), shift, scale, EPS, self.precision), rope)
+        let x = k::layer_norm_modulate(x.clone(), shift, scale, EPS, self.precision);
+        self.qkv.projected(together(x, self.qkv.layers(), self.precision), rope)
     }
 
     /// Adds the attention output `o` `[b, n, D]` and the MLP to the stream.
@@ -283,8 +289,10 @@ impl SingleBlock {
         let (p, [b, n, d]) = (self.precision, z.dims());
         let [shift, scale, gate] = chunks(m, d);
         let u = k::layer_norm_modulate(z.clone(), shift, scale, EPS, p);
-        let projected = self.qkv.forward(u.clone(), rope);
-        let mlp = self.proj_mlp.forward_then(u, Activation::GeluTanh);
+        let [q, key, v] = self.qkv.layers();
+        let layers = [self.proj_mlp.shared(Some(Activation::GeluTanh)), q, key, v];
+        let [mlp, q, key, v] = together(u, layers, p);
+        let projected = self.qkv.projected([q, key, v], rope);
         let o = attend.attend(vec![projected], self.scale, p).pop().expect("an output for one part");
         self.proj_out.gated(z, gate, vec![o.reshape([b, n, d]), mlp])
     }

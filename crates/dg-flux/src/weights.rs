@@ -6,7 +6,7 @@
 use crate::{ModelError, ModelSource};
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData, bf16, f16};
 use bytes::Bytes;
-use dg_kernels::{Activation, Precision};
+use dg_kernels::{Activation, Precision, SharedLayer};
 use dg_map::MappedFile;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -303,6 +303,11 @@ impl Linear {
         dg_kernels::linear_then(x, &self.weight, self.bias.as_ref(), then, self.precision)
     }
 
+    /// This layer as one of several over the same input, see [`dg_kernels::linear_shared`].
+    pub fn shared(&self, then: Option<Activation>) -> SharedLayer<'_> {
+        SharedLayer { weight: &self.weight, bias: self.bias.as_ref(), then }
+    }
+
     /// `residual` `[b, n, out]` + `gate` `[b, out]` · the layer's output for `parts`, `[b, n, …]` each, side
     /// by side.
     pub fn gated(&self, residual: Tensor<3>, gate: Tensor<2>, parts: Vec<Tensor<3>>) -> Tensor<3> {
@@ -313,4 +318,14 @@ impl Linear {
     pub fn added(&self, residual: Tensor<3>, x: Tensor<3>) -> Tensor<3> {
         dg_kernels::linear_add(residual, x, &self.weight, self.bias.as_ref(), self.precision)
     }
+}
+
+/// The results of `layers` for `x` `[…, in]`, in order.
+pub fn together<const D: usize, const N: usize>(
+    x: Tensor<D>,
+    layers: [SharedLayer<'_>; N],
+    p: Precision,
+) -> [Tensor<D>; N] {
+    let mut results = dg_kernels::linear_shared(x, &layers, p).into_iter();
+    std::array::from_fn(|_| results.next().expect("a result for each layer"))
 }

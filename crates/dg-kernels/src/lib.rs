@@ -5,15 +5,15 @@
 //! memory map) and are widened for each call into memory that is kept. [`Precision`] says how results
 //! are rounded. Every function runs on any device and number format: where the kernels cannot (other
 //! devices, no AVX2 and FMA, or `DG_KERNELS=portable` in the environment) it takes plain burn
-//! operations, the [`mod@reference`]. Work is shared among the threads of rayon's *current* pool, so
+//! operations, the [`mod@reference`]. Products use AVX-512 where there is some, with the bits of AVX2. Work is shared among the threads of rayon's *current* pool, so
 //! `ThreadPool::install` confines a caller to its own.
 //!
-//! On one kind of machine a result's bits depend neither on the number of threads nor on which other
-//! rows or images are computed in the same call.
+//! With the kernels a result's bits depend neither on the machine nor on the number of threads nor on which
+//! other rows or images are computed in the same call.
 //!
 //! # Layout
 //! - `precision`: [`Precision`]
-//! - `linear`: [`linear()`], [`linear_then`], [`linear_gated`], [`linear_add`]
+//! - `linear`: [`linear()`], [`linear_then`], [`linear_shared`], [`linear_gated`], [`linear_add`]
 //! - `attention`: [`attention()`], [`attention_segments`], [`attention_with_bias`], [`merge_partials`]
 //! - `elementwise`: activations, [`add`], [`mul`], [`gated_residual`], [`round`]
 //! - `norm`: norms over the last dimension, with modulation or rotation; [`group_norm()`]
@@ -58,14 +58,15 @@ pub use attention::{attention, attention_segments, attention_with_bias, merge_pa
 pub use conv::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled};
 pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
 pub use group_norm::group_norm;
-pub use linear::{Activation, linear, linear_add, linear_gated, linear_then};
+pub use linear::{Activation, SharedLayer, linear, linear_add, linear_gated, linear_shared, linear_then};
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm, rms_norm_rope, t5_norm};
 pub use precision::Precision;
 pub use tokens::{cat_channels, cat_tokens, embedding, from_vec, to_vec};
 
-/// Which path f32 tensors on the CPU take in this process: `"avx2"` or `"portable"`.
+/// Which path f32 tensors on the CPU take in this process: `"avx512"`, `"avx2"` or `"portable"`. `DG_KERNELS`
+/// with one of these values takes at most that one.
 pub fn path() -> &'static str {
-    if plug::cpu().is_some() { "avx2" } else { "portable" }
+    plug::cpu().map_or("portable", |cpu| cpu.name())
 }
 
 /// For benchmarks: does nothing but fused multiply-adds of the kernels' width on this thread, `steps` times

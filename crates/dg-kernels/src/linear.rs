@@ -1,7 +1,7 @@
 //! Linear layers over weights as they lie in the file.
 
 use crate::plug;
-use crate::simd::{Cpu, Finish, Product, Right, Rows, Unary, Values};
+use crate::simd::{Cpu, Finish, Layer, Product, Right, Rows, Unary, Values};
 use crate::{Precision, reference, scratch};
 use burn::tensor::Tensor;
 
@@ -29,7 +29,7 @@ pub fn linear<const D: usize>(
     p: Precision,
 ) -> Tensor<D> {
     match plug::native(&x) {
-        Some(cpu) => mapped(cpu, x, w, bias, None, p),
+        Some(cpu) => one(shared(cpu, x, &[SharedLayer { weight: w, bias, then: None }], p)),
         None => reference::linear(x, w, bias, p),
     }
 }
@@ -43,9 +43,33 @@ pub fn linear_then<const D: usize>(
     p: Precision,
 ) -> Tensor<D> {
     match plug::native(&x) {
-        Some(cpu) => mapped(cpu, x, w, bias, Some(then.into()), p),
+        Some(cpu) => one(shared(cpu, x, &[SharedLayer { weight: w, bias, then: Some(then) }], p)),
         None => reference::linear_then(x, w, bias, then, p),
     }
+}
+
+/// Several layers over the same `x` `[.., in]`: for each its weight `[outᵢ, in]`, bias and activation. As
+/// [`linear_then`] or [`linear`] for each, with `x` brought into the order of the product once.
+pub fn linear_shared<const D: usize>(
+    x: Tensor<D>,
+    layers: &[SharedLayer<'_>],
+    p: Precision,
+) -> Vec<Tensor<D>> {
+    match plug::native(&x) {
+        Some(cpu) => shared(cpu, x, layers, p),
+        None => layers.iter().map(|layer| reference::linear_shared(x.clone(), layer, p)).collect(),
+    }
+}
+
+/// One layer of [`linear_shared`].
+#[derive(Clone, Copy, Debug)]
+pub struct SharedLayer<'a> {
+    /// `[out, in]`; f32, bf16 or f16.
+    pub weight: &'a Tensor<2>,
+    /// `[out]`
+    pub bias: Option<&'a Tensor<1>>,
+    /// What follows.
+    pub then: Option<Activation>,
 }
 
 /// `residual + gate·linear(parts)`, every step rounded: [`crate::gated_residual`] of a [`linear`] layer
@@ -116,23 +140,40 @@ fn into(
     plug::wrap(residual)
 }
 
-fn mapped<const D: usize>(
+fn shared<const D: usize>(
     cpu: Cpu,
     x: Tensor<D>,
-    w: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    then: Option<Unary>,
+    layers: &[SharedLayer<'_>],
     p: Precision,
-) -> Tensor<D> {
-    let mut dims = x.dims();
-    let [n, k] = w.dims();
-    assert_eq!(dims[D - 1], k, "a linear layer of {k} inputs got {dims:?}");
-    let m = dims[..D - 1].iter().product();
-    let (x, w, bias) = (plug::contiguous(x), plug::weight(w), bias.map(plug::small));
-    let right = Right::Rows(Rows { values: plug::values(&w), stride: k, width: k });
-    let product = Product { m, n, left: &[dense(plug::slice(&x), k)], right };
-    dims[D - 1] = n;
-    plug::tensor(cpu.new_product(&product, bias.as_deref(), then, p), dims)
+) -> Vec<Tensor<D>> {
+    let dims = x.dims();
+    let (k, m) = (dims[D - 1], dims[..D - 1].iter().product());
+    let held: Vec<_> = layers
+        .iter()
+        .map(|l| (plug::weight(l.weight), l.bias.map(plug::small), l.then.map(Unary::from)))
+        .collect();
+    let x = plug::contiguous(x);
+    let layers: Vec<_> = held
+        .iter()
+        .zip(layers)
+        .map(|((weight, bias, then), layer)| {
+            let [n, inner] = layer.weight.dims();
+            assert_eq!(inner, k, "a linear layer of {inner} inputs got {dims:?}");
+            let right = Right::Rows(Rows { values: plug::values(weight), stride: k, width: k });
+            Layer { n, right, bias: bias.as_deref(), then: *then }
+        })
+        .collect();
+    let results = cpu.layers(m, &[dense(plug::slice(&x), k)], &layers, p);
+    let tensor = |(result, layer): (Vec<f32>, &Layer<'_>)| {
+        let mut dims = dims;
+        dims[D - 1] = layer.n;
+        plug::tensor(result, dims)
+    };
+    results.into_iter().zip(&layers).map(tensor).collect()
+}
+
+fn one<T>(mut all: Vec<T>) -> T {
+    all.pop().expect("a result for each layer")
 }
 
 /// Rows of `width` values without gaps.

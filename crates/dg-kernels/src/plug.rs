@@ -11,7 +11,8 @@ pub(crate) fn cpu() -> Option<Cpu> {
     static FOUND: OnceLock<Option<Cpu>> = OnceLock::new();
     *FOUND.get_or_init(|| match std::env::var_os("DG_KERNELS") {
         Some(value) if value == "portable" => None,
-        _ => Cpu::detect(),
+        Some(value) if value == "avx2" => Cpu::detect(false),
+        _ => Cpu::detect(true),
     })
 }
 

@@ -9,7 +9,7 @@ mod spatial;
 pub use attention::{attention, attention_segments, attention_with_bias, merge_partials};
 pub use spatial::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_norm};
 
-use crate::{Activation, Precision};
+use crate::{Activation, Precision, SharedLayer};
 use burn::tensor::{DType, Int, Tensor, activation};
 
 /// See [`crate::round`].
@@ -68,6 +68,14 @@ pub fn linear_then<const D: usize>(
         Activation::GeluTanh => gelu_tanh(y, p),
         Activation::QuickGelu => quick_gelu(y, p),
         Activation::Silu => silu(y, p),
+    }
+}
+
+/// One layer of [`crate::linear_shared`].
+pub fn linear_shared<const D: usize>(x: Tensor<D>, layer: &SharedLayer<'_>, p: Precision) -> Tensor<D> {
+    match layer.then {
+        Some(then) => linear_then(x, layer.weight, layer.bias, then, p),
+        None => linear(x, layer.weight, layer.bias, p),
     }
 }
 

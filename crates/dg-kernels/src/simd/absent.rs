@@ -1,6 +1,6 @@
 //! [`Cpu`] where there are no kernels: a type without values.
 
-use super::{Attention, Binary, Convolution, Finish, Norm, Product, Unary};
+use super::{Attention, Binary, Convolution, Finish, Layer, Norm, Product, Rows, Unary};
 use crate::Precision;
 use burn::tensor::bf16;
 
@@ -11,7 +11,7 @@ pub(crate) enum Cpu {}
 macro_rules! absent {
     ($($name:ident($($kind:ty),*) $(-> $result:ty)?;)*) => {
         impl Cpu {
-            pub(crate) fn detect() -> Option<Self> {
+            pub(crate) fn detect(_: bool) -> Option<Self> {
                 None
             }
             $(pub(crate) fn $name(self, $(_: $kind),*) $(-> $result)? {
@@ -36,6 +36,7 @@ absent! {
     fma(usize) -> (usize, f32);
     shift(Precision, &mut [f32], f32);
     product(&Product<'_>, Finish<'_>, Precision, bool);
-    new_product(&Product<'_>, Option<&[f32]>, Option<Unary>, Precision) -> Vec<f32>;
+    layers(usize, &[Rows<'_>], &[Layer<'_>], Precision) -> Vec<Vec<f32>>;
+    name() -> &'static str;
     convolve(&Convolution<'_>, Precision) -> Vec<f32>;
 }

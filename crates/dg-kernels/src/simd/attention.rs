@@ -1,14 +1,15 @@
 //! Attention with an online softmax (M. Milakov and N. Gimelshein, 2018; T. Dao et al.,
 //! "FlashAttention", 2022).
 //!
-//! K and V are packed once into panels of 16 columns; blocks of [`QB`] queries then walk over blocks of
+//! K and V are packed once into panels of columns; blocks of [`QB`] queries then walk over blocks of
 //! [`KB`] keys. A row's result does not depend on which rows share its block, nor on where the segments
 //! of keys begin.
 
 use super::lanes::{LANES, exp_below_zero, keep, load, max, round, store, sum};
-use super::product::tile::{NR, Target, block};
+use super::product::tile::{Target, Tile};
 use super::product::transpose;
 use super::shared::Shared;
+use super::wide;
 use super::{Attention, Cpu, Rows, Values, View};
 use crate::Precision;
 use crate::scratch::{self, Scratch};
@@ -16,14 +17,14 @@ use core::arch::x86_64::*;
 use rayon::prelude::*;
 
 /// For each segment of queries its output `[b, s, h, d]` and logarithms of sums `[b, h, s]`.
-pub(super) fn run(_: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+pub(super) fn run(cpu: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
     let [b, _, h, d] = a.queries[0].dims;
-    let size = Size { sk: a.keys.iter().map(|k| k.dims[1]).sum(), d };
+    let size = Size { tile: cpu.tile, sk: a.keys.iter().map(|k| k.dims[1]).sum(), d };
     let mut packed = scratch::take(b * h * size.head());
     let chunks = Shared::new(&mut packed);
     let blocks = size.sk.div_ceil(KB);
     (0..b * h * blocks).into_par_iter().for_each_init(
-        || scratch::take(NR * d),
+        || scratch::take(size.nr() * d),
         |lines, i| {
             // SAFETY: AVX2 is there; scratch memory is initialised, and every task packs its own block
             unsafe { size.pack(a, (i / blocks / h, i / blocks % h), i % blocks * KB, lines, &chunks) };
@@ -45,9 +46,11 @@ fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision
             let (bi, hi) = (bh / h, bh % h);
             let n = QB.min(sq - first);
             let (pk, pv) = packed[bh * size.head()..][..size.head()].split_at(size.packed_keys());
-            work.load(size, n, scale, |r| q.row(bi, first + r, hi));
             // SAFETY: a `Cpu` was handed in, so AVX2 and FMA are there; the blocks have the sizes of `size`
-            unsafe { work.attend(size, n, pk, pv) };
+            unsafe {
+                work.load(size, n, scale, q, [bi, first, hi]);
+                work.attend(size, n, pk, pv);
+            }
             for r in 0..n {
                 let at = ((bi * sq + first + r) * h + hi) * d;
                 // SAFETY: every task writes the rows of its own block of queries
@@ -69,27 +72,33 @@ fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision
 /// Lengths of one head.
 #[derive(Clone, Copy)]
 struct Size {
+    tile: Tile,
     sk: usize,
     d: usize,
 }
 
 impl Size {
+    /// Columns of a panel.
+    fn nr(self) -> usize {
+        self.tile.columns()
+    }
+
     /// `d` padded to whole panels.
     fn width(self) -> usize {
-        self.d.next_multiple_of(NR)
+        self.d.next_multiple_of(self.nr())
     }
 
     /// Distance of rows of queries: not a power of two.
     fn step(self) -> usize {
-        self.width() + NR
+        self.width() + 16
     }
 
-    /// Floats of the packed keys of a head: panels `[key/16][d][16]`.
+    /// Floats of the packed keys of a head: panels `[key/nr][d][nr]`.
     fn packed_keys(self) -> usize {
         self.sk.next_multiple_of(KB) * self.d
     }
 
-    /// The same and the packed values, `[key/KB][d/16][KB][16]`.
+    /// The same and the packed values, `[key/KB][d/nr][KB][nr]`.
     fn head(self) -> usize {
         self.packed_keys() + self.sk.next_multiple_of(KB) * self.width()
     }
@@ -108,7 +117,7 @@ impl Size {
         lines: &mut [f32],
         to: &Shared<'_>,
     ) {
-        let d = self.d;
+        let (d, nr) = (self.d, self.nr());
         let head = (b * a.queries[0].dims[2] + h) * self.head();
         // SAFETY: the caller's promise
         let (pk, pv) = unsafe {
@@ -116,8 +125,8 @@ impl Size {
             (to.part(head + first * d, KB * d), to.part(values, KB * self.width()))
         };
         let last = self.sk.min(first + KB);
-        for (panel, to) in (first..last).step_by(NR).zip(pk.chunks_exact_mut(NR * d)) {
-            let n = NR.min(last - panel);
+        for (panel, to) in (first..last).step_by(nr).zip(pk.chunks_exact_mut(nr * d)) {
+            let n = nr.min(last - panel);
             let (segment, at) = locate(a.keys, panel);
             let view = &a.keys[segment];
             let rows = if at + n <= view.dims[1] {
@@ -129,12 +138,12 @@ impl Size {
                 }
                 Rows { values: Values::F32(lines), stride: d, width: d }
             };
-            transpose(rows, 0..n, 0, d, to);
+            transpose(rows, 0..n, (0, d), nr, to);
         }
         for key in first..last {
             let (segment, at) = locate(a.values, key);
-            for (c, x) in a.values[segment].row(b, at, h).chunks(NR).enumerate() {
-                let line = &mut pv[(c * KB + key - first) * NR..][..NR];
+            for (c, x) in a.values[segment].row(b, at, h).chunks(nr).enumerate() {
+                let line = &mut pv[(c * KB + key - first) * nr..][..nr];
                 line[..x.len()].copy_from_slice(x);
                 line[x.len()..].fill(0.0);
             }
@@ -176,10 +185,11 @@ impl Work {
         }
     }
 
-    /// Fetches `n` queries and forgets what was accumulated.
-    fn load<'a>(&mut self, size: Size, n: usize, scale: f32, row: impl Fn(usize) -> &'a [f32]) {
+    /// Fetches `n` queries from `first` on of an image and head, and forgets what was accumulated.
+    #[target_feature(enable = "avx2,fma")]
+    fn load(&mut self, size: Size, n: usize, scale: f32, q: &View<'_>, [b, first, h]: [usize; 3]) {
         for (r, to) in self.q.chunks_exact_mut(size.step()).take(n).enumerate() {
-            for (to, x) in to.iter_mut().zip(row(r)) {
+            for (to, x) in to.iter_mut().zip(q.row(b, first + r, h)) {
                 *to = x * scale;
             }
         }
@@ -192,64 +202,88 @@ impl Work {
     /// `pk` and `pv` are the packed keys and values of `size`; `n` queries were loaded.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn attend(&mut self, size: Size, n: usize, pk: &[f32], pv: &[f32]) {
-        let (d, width) = (size.d, size.width());
+        let (d, width, nr) = (size.d, size.width(), size.nr());
         for first in (0..size.sk).step_by(KB) {
             let keys = KB.min(size.sk - first);
-            let k = &pk[first * d..][..keys.next_multiple_of(NR) * d];
+            let k = &pk[first * d..][..keys.next_multiple_of(nr) * d];
             let v = &pv[first * width..][..KB * width];
             let scores = &mut self.scores[..n * SCORES];
             let to =
                 Target { start: scores.as_mut_ptr(), stride: SCORES, rows: n, columns: keys, add: false };
             // SAFETY: `n` rows of queries and of scores, and as many panels as there are keys
-            unsafe { block(d, (self.q.as_ptr(), size.step()), (k.as_ptr(), d * NR), to) };
+            unsafe { size.tile.block(d, (self.q.as_ptr(), size.step()), (k.as_ptr(), d * nr), to) };
             for r in 0..n {
-                self.softmax(r, keys, width);
+                // SAFETY: the machine has what its tile needs
+                unsafe { self.softmax(size.tile, r, keys, width) };
             }
             let to = Target { start: self.sums.as_mut_ptr(), stride: width, rows: n, columns: d, add: true };
             // SAFETY: `n` rows of probabilities and of sums; panels of `KB` values
-            unsafe { block(keys, (self.scores.as_ptr(), SCORES), (v.as_ptr(), KB * NR), to) };
+            unsafe { size.tile.block(keys, (self.scores.as_ptr(), SCORES), (v.as_ptr(), KB * nr), to) };
         }
     }
 
     /// Turns a row of scores into probabilities and rescales what was accumulated so far.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `tile`.
     #[target_feature(enable = "avx2,fma")]
-    fn softmax(&mut self, r: usize, keys: usize, width: usize) {
+    unsafe fn softmax(&mut self, tile: Tile, r: usize, keys: usize, width: usize) {
         let row = &mut self.scores[r * SCORES..][..keys];
-        let whole = keys / LANES * LANES;
-        let mut top = _mm256_set1_ps(self.max[r]);
-        for x in row[..whole].chunks_exact(LANES) {
-            // SAFETY: eight floats
-            top = _mm256_max_ps(top, unsafe { _mm256_loadu_ps(x.as_ptr()) });
-        }
-        let new = row[whole..].iter().fold(max(top), |a, x| a.max(*x));
-        let top = _mm256_set1_ps(new);
-        let mut total = _mm256_setzero_ps();
-        let (body, tail) = row.split_at_mut(whole);
-        for x in body.chunks_exact_mut(LANES) {
-            // SAFETY: eight floats
-            unsafe {
-                let e = exp_below_zero(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
-                total = _mm256_add_ps(total, e);
-                _mm256_storeu_ps(x.as_mut_ptr(), e);
-            }
-        }
-        if !tail.is_empty() {
-            // SAFETY: exactly the elements of the tail
-            unsafe {
-                let x = load(tail.as_ptr(), tail.len());
-                let e = keep(exp_below_zero(_mm256_sub_ps(x, top)), tail.len());
-                total = _mm256_add_ps(total, e);
-                store(tail.as_mut_ptr(), tail.len(), e);
-            }
-        }
         let old = self.max[r];
+        // SAFETY: the caller's promise
+        let (new, total) = unsafe {
+            match tile {
+                Tile::Narrow => probabilities(row, old),
+                Tile::Wide => wide::probabilities(row, old),
+            }
+        };
         if new > old {
             let factor = if old == f32::NEG_INFINITY { 0.0 } else { (old - new).exp() };
             self.sum[r] *= factor;
             self.max[r] = new;
             self.sums[r * width..][..width].iter_mut().for_each(|x| *x *= factor);
         }
-        self.sum[r] += sum(total);
+        self.sum[r] += total;
+    }
+}
+
+/// `exp(x - top)` of every score, where `top` is the greatest of them and of `old`. Returns `top` and the sum.
+#[target_feature(enable = "avx2,fma")]
+fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
+    let whole = row.len() / LANES * LANES;
+    let (body, tail) = row.split_at_mut(whole);
+    let mut top = _mm256_set1_ps(old);
+    for x in body.chunks_exact(LANES) {
+        // SAFETY: eight floats
+        top = _mm256_max_ps(top, unsafe { _mm256_loadu_ps(x.as_ptr()) });
+    }
+    let new = tail.iter().fold(max(top), |a, x| a.max(*x));
+    let top = _mm256_set1_ps(new);
+    let mut total = _mm256_setzero_ps();
+    for x in body.chunks_exact_mut(LANES) {
+        // SAFETY: eight floats
+        unsafe {
+            let e = exp_below_zero(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
+            total = _mm256_add_ps(total, e);
+            _mm256_storeu_ps(x.as_mut_ptr(), e);
+        }
+    }
+    (new, sum(_mm256_add_ps(total, last(tail, top))))
+}
+
+/// The same for the few scores after the last whole register; returns them and zeros.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn last(tail: &mut [f32], top: __m256) -> __m256 {
+    if tail.is_empty() {
+        return _mm256_setzero_ps();
+    }
+    // SAFETY: exactly the elements of the tail
+    unsafe {
+        let x = load(tail.as_ptr(), tail.len());
+        let e = keep(exp_below_zero(_mm256_sub_ps(x, top)), tail.len());
+        store(tail.as_mut_ptr(), tail.len(), e);
+        e
     }
 }
 
@@ -275,4 +309,4 @@ const QB: usize = 96;
 /// Keys per block. Another number gives other bits.
 const KB: usize = 256;
 /// Distance of rows of scores: not a power of two.
-const SCORES: usize = KB + NR;
+const SCORES: usize = KB + 16;

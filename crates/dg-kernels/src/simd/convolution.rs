@@ -8,16 +8,17 @@
 //! of the input with sums of the taps: 4/9 of the products (the sub-pixel view of W. Shi et al., "Is the
 //! deconvolution layer the same as a convolutional layer?", 2016).
 
-use super::product::tile::{NR, Target, block};
+use super::product::tile::{Target, Tile as Registers};
 use super::product::{KC, LDA, copy};
 use super::shared::Shared;
 use super::{Binary, Convolution, Cpu, Sampling, map};
 use crate::Precision;
 use crate::scratch::{self, Scratch};
+use core::arch::x86_64::*;
 use rayon::prelude::*;
 
 /// Returns `[b, o, oh, ow]`.
-pub(super) fn run(_: Cpu, conv: &Convolution<'_>, p: Precision) -> Vec<f32> {
+pub(super) fn run(cpu: Cpu, conv: &Convolution<'_>, p: Precision) -> Vec<f32> {
     let [b, _, h, w] = conv.dims;
     let (o, [gh, gw]) = (conv.bias.len(), conv.sampling.grid(h, w));
     let [oh, ow] = conv.sampling.result(h, w);
@@ -32,7 +33,14 @@ pub(super) fn run(_: Cpu, conv: &Convolution<'_>, p: Precision) -> Vec<f32> {
         || scratch::take(TILE * KC),
         |panels, i| {
             let (image, tile, parity) = (i / parities / tiles, i / parities % tiles, i % parities);
-            let at = Tile { conv, image, first: tile * TILE, n: TILE.min(gh * gw - tile * TILE), p };
+            let at = Tile {
+                registers: cpu.tile,
+                conv,
+                image,
+                first: tile * TILE,
+                n: TILE.min(gh * gw - tile * TILE),
+                p,
+            };
             // SAFETY: AVX2 and FMA are there; tiles and parities are disjoint parts of the result
             unsafe {
                 match &phases[parity * parities..][..parities] {
@@ -117,6 +125,7 @@ impl Convolution<'_> {
 
 /// Some positions of one image.
 struct Tile<'a> {
+    registers: Registers,
     conv: &'a Convolution<'a>,
     image: usize,
     first: usize,
@@ -182,7 +191,7 @@ impl Tile<'_> {
     unsafe fn sums(&self, phase: &Phase, panels: &mut [f32], start: *mut f32, stride: usize) {
         let (o, k) = (self.conv.bias.len(), phase.taps.len() * self.conv.dims[1]);
         for (i, k0) in (0..k).step_by(KC).enumerate() {
-            let kc = KC.min(k - k0);
+            let (kc, nr) = (KC.min(k - k0), self.registers.columns());
             self.unfold(phase, k0, kc, panels);
             for first in (0..o).step_by(ROWS) {
                 let rows = ROWS.min(o - first);
@@ -190,7 +199,7 @@ impl Tile<'_> {
                 let start = start.wrapping_add(first * stride);
                 let to = Target { start, stride, rows, columns: self.n, add: k0 > 0 };
                 // SAFETY: as many weights and panels as `to` has rows and columns
-                unsafe { block(kc, (weights.as_ptr(), LDA), (panels.as_ptr(), kc * NR), to) };
+                unsafe { self.registers.block(kc, (weights.as_ptr(), LDA), (panels.as_ptr(), kc * nr), to) };
             }
         }
     }
@@ -200,28 +209,34 @@ impl Tile<'_> {
     fn unfold(&self, phase: &Phase, k0: usize, kc: usize, panels: &mut [f32]) {
         let [_, c, h, w] = self.conv.dims;
         let image = &self.conv.input[self.image * c * h * w..][..c * h * w];
-        let whole_rows = w.is_multiple_of(NR) && !matches!(self.conv.sampling, Sampling::Halved);
-        let (count, mut first) = (self.n.div_ceil(NR), 0);
+        let whole_rows = w.is_multiple_of(UNIT) && !matches!(self.conv.sampling, Sampling::Halved);
+        let (count, mut first) = (self.n.div_ceil(UNIT), 0);
         while first < count {
-            let x = (self.first + first * NR) % self.conv.sampling.grid(h, w)[1];
-            let group = if whole_rows { GROUP.min((w - x) / NR).min(count - first) } else { 1 };
+            let x = (self.first + first * UNIT) % self.conv.sampling.grid(h, w)[1];
+            let group = if whole_rows { GROUP.min((w - x) / UNIT).min(count - first) } else { 1 };
             let steps = Steps { image, phase, k0, kc, first, group };
             if whole_rows {
                 self.unfold_run(&steps, panels);
             } else {
-                self.unfold_panel(&steps, panels);
+                self.unfold_unit(&steps, panels);
             }
             first += group;
         }
     }
 
-    /// Some panels of one row. Every input row is fetched once for its three taps, with what lies beside it.
+    /// Where inner step `k` of unit `unit` lies in panels of `kc` steps.
+    fn place(&self, unit: usize, k: usize, kc: usize) -> usize {
+        let (nr, at) = (self.registers.columns(), unit * UNIT);
+        (at / nr * kc + k) * nr + at % nr
+    }
+
+    /// Some units of one row. Every input row is fetched once for its three taps, with what lies beside it.
     #[target_feature(enable = "avx2,fma")]
     fn unfold_run(&self, s: &Steps<'_>, panels: &mut [f32]) {
         let ([_, _, h, w], taps) = (self.conv.dims, s.phase.taps.len());
-        let position = self.first + s.first * NR;
+        let position = self.first + s.first * UNIT;
         let (y, x) = (position / w, position % w);
-        let mut near = [0f32; GROUP * NR + 2];
+        let mut near = [0f32; GROUP * UNIT + 2];
         let (mut channel, mut tap) = (s.k0 / taps, s.k0 % taps);
         let mut fetched = None;
         for k in 0..s.kc {
@@ -229,10 +244,17 @@ impl Tile<'_> {
             if fetched != Some((channel, dy)) {
                 fetched = Some((channel, dy));
                 let row = s.image[channel * h * w..][..h * w].chunks_exact(w).nth((y as isize + dy) as usize);
-                fetch(row, x, &mut near[..s.group * NR + 2]);
+                if let Some(row) = row {
+                    // the same place of a later plane: too far away for the machine to foresee
+                    ahead(row[x..].as_ptr().wrapping_add(AHEAD * h * w), s.group * UNIT);
+                }
+                fetch(row, x, &mut near[..s.group * UNIT + 2]);
             }
-            for (i, from) in near[(1 + dx) as usize..].chunks_exact(NR).take(s.group).enumerate() {
-                panels[((s.first + i) * s.kc + k) * NR..][..NR].copy_from_slice(from);
+            let (units, _) = near[(1 + dx) as usize..].as_chunks::<UNIT>();
+            for (i, from) in units.iter().take(s.group).enumerate() {
+                // of a fixed length: two moves instead of a call
+                let to = panels[self.place(s.first + i, k, s.kc)..].first_chunk_mut::<UNIT>();
+                *to.expect("panels hold all units") = *from;
             }
             tap += 1;
             if tap == taps {
@@ -241,17 +263,18 @@ impl Tile<'_> {
         }
     }
 
-    /// One panel, wherever its positions lie; zero outside of plane and tile.
+    /// One unit, wherever its positions lie; zero outside of plane and tile.
     #[target_feature(enable = "avx2,fma")]
-    fn unfold_panel(&self, s: &Steps<'_>, panels: &mut [f32]) {
+    fn unfold_unit(&self, s: &Steps<'_>, panels: &mut [f32]) {
         let ([_, _, h, w], taps, step) = (self.conv.dims, s.phase.taps.len(), self.conv.sampling.step());
-        let (gw, n) = (self.conv.sampling.grid(h, w)[1], NR.min(self.n - s.first * NR));
-        for (k, to) in panels[s.first * s.kc * NR..].chunks_exact_mut(NR).take(s.kc).enumerate() {
+        let (gw, n) = (self.conv.sampling.grid(h, w)[1], UNIT.min(self.n - s.first * UNIT));
+        for k in 0..s.kc {
+            let to = &mut panels[self.place(s.first, k, s.kc)..][..UNIT];
             let (channel, [dy, dx]) = ((s.k0 + k) / taps, s.phase.taps[(s.k0 + k) % taps]);
             let plane = &s.image[channel * h * w..][..h * w];
             to[n..].fill(0.0);
             for (i, to) in to[..n].iter_mut().enumerate() {
-                let q = self.first + s.first * NR + i;
+                let q = self.first + s.first * UNIT + i;
                 let y = (q / gw * step) as isize + dy;
                 let x = (q % gw * step) as isize + dx;
                 let inside = (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
@@ -261,7 +284,7 @@ impl Tile<'_> {
     }
 }
 
-/// Some inner steps of some panels.
+/// Some inner steps of some units.
 struct Steps<'a> {
     /// One image, `[c, h, w]`.
     image: &'a [f32],
@@ -270,6 +293,15 @@ struct Steps<'a> {
     kc: usize,
     first: usize,
     group: usize,
+}
+
+/// Asks for `n` floats.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn ahead(start: *const f32, n: usize) {
+    for line in (0..=n).step_by(16) {
+        _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line).cast());
+    }
 }
 
 /// `near[i] = row[x + i - 1]`, zero outside.
@@ -299,7 +331,11 @@ impl Sampling {
 
 /// Positions per task.
 const TILE: usize = 256;
+/// Planes to look ahead.
+const AHEAD: usize = 2;
 /// Output channels whose weights stay in the second-level cache.
 const ROWS: usize = 96;
-/// Panels unfolded together.
+/// Positions unfolded at a time; panels hold one or two units.
+const UNIT: usize = 16;
+/// Units of a row unfolded together.
 const GROUP: usize = 4;

@@ -1,19 +1,32 @@
 //! The safe face of the kernels.
 
+use super::product::tile::Tile;
 use super::{
-    Attention, Binary, Convolution, Finish, Norm, Product, Unary, View, attention, channels, convolution,
-    map, peak, product, rows,
+    Attention, Binary, Convolution, Finish, Layer, Norm, Product, Rows, Unary, View, attention, channels,
+    convolution, map, peak, product, rows,
 };
 use crate::Precision;
 use burn::tensor::bf16;
 
-/// Proof that the machine has AVX2 and FMA.
+/// Proof that the machine has AVX2 and FMA, and AVX-512 if the tile is wide.
 #[derive(Clone, Copy)]
-pub(crate) struct Cpu(());
+pub(crate) struct Cpu {
+    pub(super) tile: Tile,
+}
 
 impl Cpu {
-    pub(crate) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    /// Without wide tiles unless the machine has them and `wide`.
+    pub(crate) fn detect(wide: bool) -> Option<Self> {
+        let tile = if wide && is_x86_feature_detected!("avx512f") { Tile::Wide } else { Tile::Narrow };
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self { tile })
+    }
+
+    /// `"avx512"` or `"avx2"`.
+    pub(crate) fn name(self) -> &'static str {
+        match self.tile {
+            Tile::Narrow => "avx2",
+            Tile::Wide => "avx512",
+        }
     }
 
     /// Applies `op` to every element.
@@ -117,15 +130,15 @@ impl Cpu {
         product::into(self, product, finish, p, parallel);
     }
 
-    /// `then(product + bias)`, rounded before and after `then`, in new memory.
-    pub(crate) fn new_product(
+    /// Layers over the same `m` rows, each in new memory.
+    pub(crate) fn layers(
         self,
-        product: &Product<'_>,
-        bias: Option<&[f32]>,
-        then: Option<Unary>,
+        m: usize,
+        left: &[Rows<'_>],
+        layers: &[Layer<'_>],
         p: Precision,
-    ) -> Vec<f32> {
-        product::fresh(self, product, bias, then, p)
+    ) -> Vec<Vec<f32>> {
+        product::fresh(self, m, left, layers, p)
     }
 
     /// The result, `[b, o, oh, ow]`.

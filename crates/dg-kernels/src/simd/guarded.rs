@@ -2,7 +2,8 @@
 //! ends the test program.
 
 use super::{
-    Attention, Binary, Convolution, Cpu, Finish, Norm, Product, Right, Rows, Sampling, Unary, Values, View,
+    Attention, Binary, Convolution, Cpu, Finish, Layer, Norm, Product, Right, Rows, Sampling, Unary, Values,
+    View,
 };
 use crate::Precision;
 use burn::tensor::bf16;
@@ -50,13 +51,16 @@ fn random(seed: u32, n: usize) -> Vec<f32> {
 }
 
 /// Runs `kernel` on open memory and on memory with a closed page behind and before it, for both
-/// precisions; the results must be the same. `kernel` gets a way to place its operands.
+/// precisions and with narrow and wide tiles; the results must be the same. `kernel` gets a way to place its operands.
 fn check(kernel: impl Fn(Cpu, Precision, &dyn Fn(Vec<f32>) -> &'static mut [f32]) -> Vec<f32>) {
-    let Some(cpu) = Cpu::detect() else { return };
+    let Some(narrow) = Cpu::detect(false) else { return };
+    let wide = Cpu::detect(true).expect("at least the narrow kind");
     for p in [Precision::F32, Precision::Bf16] {
-        let expected = kernel(cpu, p, &|v| v.leak());
-        for guard in [Guard::After, Guard::Before] {
-            assert!(kernel(cpu, p, &|v| guarded(&v, guard)) == expected, "{p:?}");
+        let expected = kernel(narrow, p, &|v| v.leak());
+        for (cpu, guard) in
+            [(narrow, Guard::After), (narrow, Guard::Before), (wide, Guard::After), (wide, Guard::Before)]
+        {
+            assert!(kernel(cpu, p, &|v| guarded(&v, guard)) == expected, "{}, {p:?}", cpu.name());
         }
     }
 }
@@ -116,7 +120,7 @@ fn rows() {
 
 #[test]
 fn bf16_is_widened() {
-    let Some(cpu) = Cpu::detect() else { return };
+    let Some(cpu) = Cpu::detect(false) else { return };
     for n in LENGTHS {
         let values: Vec<bf16> = random(1, n).into_iter().map(bf16::from_f32).collect();
         for guard in [Guard::After, Guard::Before] {
@@ -147,7 +151,9 @@ fn products() {
             let mut all = Vec::new();
             for right in [weight, columns] {
                 let product = Product { m, n, left: &left, right };
-                all.extend(cpu.new_product(&product, Some(bias), Some(Unary::Silu), p));
+                let layer = Layer { n, right, bias: Some(bias), then: Some(Unary::Silu) };
+                let two = [layer, Layer { bias: None, then: None, ..layer }];
+                all.extend(cpu.layers(m, &left, &two, p).concat());
                 let (to, residual) = (place(vec![0.0; m * n]), place(random(7, m * n)));
                 let gate = Some((&*gate, m));
                 cpu.product(&product, Finish::Into { residual, bias: None, gate, scratch: to }, p, true);

@@ -1,6 +1,6 @@
 //! Everything that needs `unsafe`: AVX2+FMA kernels over plain slices.
 //!
-//! [`Cpu`] is the proof that the instructions exist; its methods are safe and check the lengths they
+//! Products have a variant for AVX-512 with the same bits. [`Cpu`] is the proof that the instructions exist; its methods are safe and check the lengths they
 //! rely on. On other architectures it has no values, so callers take their portable path.
 #![allow(unsafe_code)]
 
@@ -28,6 +28,8 @@ mod peak;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) use absent::Cpu;
@@ -79,6 +81,15 @@ pub(crate) struct Product<'a> {
     /// Matrices of `m` rows side by side.
     pub(crate) left: &'a [Rows<'a>],
     pub(crate) right: Right<'a>,
+}
+
+/// A product with new memory for its result, `then(sum + bias)`, rounded before and after `then`.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    pub(crate) n: usize,
+    pub(crate) right: Right<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) then: Option<Unary>,
 }
 
 /// The right side of a product.

@@ -12,48 +12,64 @@ mod pack;
 pub(super) mod tile;
 
 use super::shared::Shared;
-use super::{Binary, Cpu, Finish, Product, Right, Unary, map};
+use super::{Binary, Cpu, Finish, Layer, Product, Right, Rows, Unary, map};
 use crate::Precision;
 use crate::scratch;
 use core::ops::Range;
 use rayon::prelude::*;
-use tile::{NR, Target, block};
+use tile::{Target, Tile};
 
 pub(super) use pack::{copy, transpose};
 
-/// Computes `product` in memory of its own: [`Finish::Map`] without memory to reuse.
+/// Computes `layers` of the same `m` rows in memory of their own.
 pub(super) fn fresh(
-    _: Cpu,
-    product: &Product<'_>,
-    bias: Option<&[f32]>,
-    then: Option<Unary>,
+    cpu: Cpu,
+    m: usize,
+    left: &[Rows<'_>],
+    layers: &[Layer<'_>],
     p: Precision,
-) -> Vec<f32> {
-    let len = product.m * product.n;
-    let mut out = Vec::with_capacity(len);
-    let end = End { bias, then, into: None, p };
-    // SAFETY: AVX2 and FMA are there; the capacity is reserved and nobody else knows it
-    unsafe { run(product, Shared::spare(&mut out, len), &end, true) };
-    // SAFETY: `run` has written every element
-    unsafe { out.set_len(len) };
-    out
+) -> Vec<Vec<f32>> {
+    let mut results: Vec<Vec<f32>> = layers.iter().map(|layer| Vec::with_capacity(m * layer.n)).collect();
+    let outs = results.iter_mut().zip(layers);
+    let sums: Vec<Sums<'_>> = outs
+        .map(|(out, layer)| {
+            let end = End { bias: layer.bias, then: layer.then, into: None, p };
+            Sums { n: layer.n, right: layer.right, out: Shared::spare(out, m * layer.n), end }
+        })
+        .collect();
+    // SAFETY: the instructions are there; the capacity is reserved and nobody else knows it
+    unsafe { run(cpu.tile, m, left, &sums, true) };
+    for (out, layer) in results.iter_mut().zip(layers) {
+        // SAFETY: `run` has written every element
+        unsafe { out.set_len(m * layer.n) };
+    }
+    results
 }
 
 /// Computes `product` into `finish`; alone on this thread unless `parallel`.
-pub(super) fn into(_: Cpu, product: &Product<'_>, finish: Finish<'_>, p: Precision, parallel: bool) {
-    let len = product.m * product.n;
+pub(super) fn into(cpu: Cpu, product: &Product<'_>, finish: Finish<'_>, p: Precision, parallel: bool) {
+    let Product { m, n, left, right } = *product;
     let (out, end) = match finish {
         Finish::Map { to, bias, then } => (to, End { bias, then, into: None, p }),
         Finish::Into { residual, bias, gate, scratch } => {
-            assert!(residual.len() == len);
-            assert!(gate.is_none_or(|(g, rows)| rows > 0 && g.len() == product.m.div_ceil(rows) * product.n));
+            assert!(residual.len() == m * n);
+            assert!(gate.is_none_or(|(g, rows)| rows > 0 && g.len() == m.div_ceil(rows) * n));
             let into = Some((Shared::new(residual), gate));
             (scratch, End { bias, then: None, into, p })
         }
     };
-    assert_eq!(out.len(), len);
-    // SAFETY: AVX2 and FMA are there; the result is borrowed exclusively
-    unsafe { run(product, Shared::new(out), &end, parallel) };
+    assert_eq!(out.len(), m * n);
+    // SAFETY: the instructions are there; the result is borrowed exclusively
+    unsafe { run(cpu.tile, m, left, &[Sums { n, right, out: Shared::new(out), end }], parallel) };
+}
+
+/// One right side, and where its sums go.
+struct Sums<'a> {
+    n: usize,
+    right: Right<'a>,
+    /// `[m, n]`, maybe not initialised.
+    out: Shared<'a>,
+    end: End<'a>,
 }
 
 /// What is done to a stretch of a row when its sum is complete.
@@ -66,18 +82,15 @@ struct End<'a> {
 }
 
 /// # Safety
-/// AVX2 and FMA are there. `out` holds `m · n` floats, which nobody else uses; they may be uninitialised,
-/// and all are written.
-unsafe fn run(product: &Product<'_>, out: Shared<'_>, end: &End<'_>, parallel: bool) {
-    let Product { m, n, left, right } = *product;
+/// The machine has the instructions of `tile`. Nobody else uses the memory of `sums`, all of which is
+/// written.
+unsafe fn run(tile: Tile, m: usize, left: &[Rows<'_>], sums: &[Sums<'_>], parallel: bool) {
     let k = left.iter().map(|part| part.width).sum();
-    assert!(left.iter().all(|part| part.holds(m)) && right.holds(k, n));
-    assert!(end.bias.is_none_or(|b| b.len() == n));
-    if m == 0 || n == 0 {
-        return;
-    }
+    assert!(left.iter().all(|part| part.holds(m)));
+    assert!(sums.iter().all(|s| s.right.holds(k, s.n) && s.end.bias.is_none_or(|b| b.len() == s.n)));
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let cells = cells(m, n, threads);
+    let cells = cells(m, sums, threads);
+    let widest = cells.iter().map(|c| c.columns.len()).max().unwrap_or(0).next_multiple_of(tile.columns());
     let mut packed = scratch::take(m * LDA);
     for k0 in (0..k.max(1)).step_by(KC) {
         let kc = KC.min(k - k0);
@@ -90,10 +103,9 @@ unsafe fn run(product: &Product<'_>, out: Shared<'_>, end: &End<'_>, parallel: b
         } else {
             packed.chunks_mut(LDA).enumerate().for_each(line);
         }
-        let step = Step { product, packed: &packed, k0, kc, last: k0 + kc == k };
-        let widest = cells.iter().map(|c| c.columns.len()).max().unwrap_or(0).next_multiple_of(NR);
+        let step = Step { tile, packed: &packed, k0, kc, last: k0 + kc == k };
         // SAFETY: the cells are disjoint, otherwise as promised
-        let work = |panels: &mut scratch::Scratch, cell: &Cell| unsafe { step.cell(cell, panels, out, end) };
+        let work = |panels: &mut scratch::Scratch, cell: &Cell<'_>| unsafe { step.cell(cell, panels) };
         if threads > 1 {
             cells.par_iter().for_each_init(|| scratch::take(widest * kc), work);
         } else {
@@ -105,7 +117,7 @@ unsafe fn run(product: &Product<'_>, out: Shared<'_>, end: &End<'_>, parallel: b
 
 /// One block of inner steps.
 struct Step<'a> {
-    product: &'a Product<'a>,
+    tile: Tile,
     /// The left side's part of it, rows [`LDA`] apart.
     packed: &'a [f32],
     k0: usize,
@@ -117,26 +129,27 @@ impl Step<'_> {
     /// # Safety
     /// As [`run`]; nobody else writes this cell.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn cell(&self, cell: &Cell, panels: &mut [f32], out: Shared<'_>, end: &End<'_>) {
-        let (n, kc) = (self.product.n, self.kc);
-        let columns = cell.columns.clone();
-        let width = columns.len();
-        let panels = &mut panels[..width.next_multiple_of(NR) * kc];
-        match self.product.right {
-            Right::Rows(rows) => transpose(rows, columns.clone(), self.k0, kc, panels),
-            Right::Columns(v, stride) => pack::slice(v, stride, columns.clone(), self.k0, kc, panels),
+    unsafe fn cell(&self, cell: &Cell<'_>, panels: &mut [f32]) {
+        let (kc, nr, Sums { n, right, out, end }) = (self.kc, self.tile.columns(), cell.sums);
+        let (columns, width) = (cell.columns.clone(), cell.columns.len());
+        let panels = &mut panels[..width.next_multiple_of(nr) * kc];
+        match right {
+            Right::Rows(rows) => transpose(*rows, columns.clone(), (self.k0, kc), nr, panels),
+            Right::Columns(v, stride) => {
+                pack::slice((v, *stride), columns.clone(), (self.k0, kc), nr, panels)
+            }
         }
         for first in cell.rows.clone().step_by(MC) {
             let rows = MC.min(cell.rows.end - first);
             let start = out.pointer(first * n + columns.start, (rows - 1) * n + width);
-            let to = Target { start, stride: n, rows, columns: width, add: self.k0 > 0 };
+            let to = Target { start, stride: *n, rows, columns: width, add: self.k0 > 0 };
             let left = &self.packed[first * LDA..][..rows * LDA];
             // SAFETY: `left` has the rows, `panels` the columns, and `start` was checked
-            unsafe { block(kc, (left.as_ptr(), LDA), (panels.as_ptr(), kc * NR), to) };
+            unsafe { self.tile.block(kc, (left.as_ptr(), LDA), (panels.as_ptr(), kc * nr), to) };
             if self.last {
                 for row in first..first + rows {
                     // SAFETY: the cell's own part, written by `block`
-                    unsafe { end.row(row, columns.clone(), n, out.part(row * n + columns.start, width)) };
+                    unsafe { end.row(row, columns.clone(), *n, out.part(row * n + columns.start, width)) };
                 }
             }
         }
@@ -171,27 +184,34 @@ impl End<'_> {
     }
 }
 
-/// A part of the result that one task computes.
-struct Cell {
+/// A part of a result that one task computes.
+struct Cell<'a> {
+    sums: &'a Sums<'a>,
     rows: Range<usize>,
     columns: Range<usize>,
 }
 
-/// Cuts the result so that every thread finds several cells. A column's weights are copied once for each
+/// Cuts the results so that every thread finds several cells. A column's weights are copied once for each
 /// cell it is in, so columns are cut before rows.
-fn cells(m: usize, n: usize, threads: usize) -> Vec<Cell> {
+fn cells<'a>(m: usize, sums: &'a [Sums<'a>], threads: usize) -> Vec<Cell<'a>> {
     let wanted = if threads > 1 { 4 * threads } else { 1 };
-    let (mut rows, mut columns) = (m, NC.min(n));
-    while columns > NC_MIN && m.div_ceil(rows) * n.div_ceil(columns) < wanted {
-        columns = (columns / 2).next_multiple_of(NR);
+    let (mut rows, mut columns) = (m, NC);
+    let count = |rows: usize, columns: usize| -> usize {
+        m.div_ceil(rows.max(1)) * sums.iter().map(|s| s.n.div_ceil(columns)).sum::<usize>()
+    };
+    while columns > NC_MIN && count(rows, columns) < wanted {
+        columns /= 2;
     }
-    while rows > 2 * MC && m.div_ceil(rows) * n.div_ceil(columns) < wanted {
+    while rows > 2 * MC && count(rows, columns) < wanted {
         rows = (rows / 2).next_multiple_of(MC);
     }
     let cut = |end: usize, step: usize| (0..end).step_by(step).map(move |i| i..(i + step).min(end));
-    cut(n, columns)
-        .flat_map(|columns| cut(m, rows).map(move |rows| Cell { rows, columns: columns.clone() }))
-        .collect()
+    let of = |sums: &'a Sums<'a>| {
+        cut(sums.n, columns).flat_map(move |columns| {
+            cut(m, rows.max(1)).map(move |rows| Cell { sums, rows, columns: columns.clone() })
+        })
+    };
+    sums.iter().flat_map(of).collect()
 }
 
 /// Inner steps of a block. A different number gives different bits.
@@ -200,6 +220,6 @@ pub(super) const KC: usize = 512;
 pub(super) const LDA: usize = KC + 16;
 /// Rows that stay in the second-level cache while panels pass.
 const MC: usize = 96;
-/// Columns of a cell at most, and at least when there are many threads.
+/// Columns of a cell at most, and at least when there are many threads: powers of two.
 const NC: usize = 256;
 const NC_MIN: usize = 64;

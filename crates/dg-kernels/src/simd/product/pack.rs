@@ -2,8 +2,8 @@
 
 use super::super::map::{widen_bf16, widen_f16};
 use super::super::{Rows, Values};
-use super::tile::NR;
 use core::arch::x86_64::*;
+use core::ops::Range;
 
 /// Copies `to.len()` values from `at` on, as f32.
 #[target_feature(enable = "avx2,fma")]
@@ -36,58 +36,69 @@ pub(super) fn copy_row(parts: &[Rows<'_>], row: usize, first: usize, to: &mut [f
     }
 }
 
-/// Rows `columns` of `[n, k]`, as panels of [`NR`] columns of its transpose: `[NR columns][k][NR]`.
-/// Columns after the last become zero.
+/// Rows `columns` of `[n, k]`, as panels of `nr` columns of its transpose: `[columns / nr][k][nr]`.
+/// Columns after the last become zero. `nr` is a multiple of eight, at most [`NR_MAX`].
 #[target_feature(enable = "avx2,fma")]
 pub(in super::super) fn transpose(
     from: Rows<'_>,
-    columns: core::ops::Range<usize>,
-    k0: usize,
-    k: usize,
+    columns: Range<usize>,
+    (k0, k): (usize, usize),
+    nr: usize,
     to: &mut [f32],
 ) {
-    let mut lines = [0f32; NR * STEP];
-    for (panel, to) in columns.clone().step_by(NR).zip(to.chunks_exact_mut(k * NR)) {
-        let n = NR.min(columns.end - panel);
-        lines.fill(0.0);
+    // rows of weights are often a power of two apart and would meet in one set of the cache
+    let mut lines = [0f32; NR_MAX * STEP];
+    for (panel, to) in columns.clone().step_by(nr).zip(to.chunks_exact_mut((k * nr).max(1))) {
+        let n = nr.min(columns.end - panel);
+        lines[n * STEP..].fill(0.0);
         for inner in (0..k).step_by(STEP) {
             let len = STEP.min(k - inner);
-            let whole = n == NR && len == STEP;
-            let to = &mut to[inner * NR..][..len * NR];
-            if let (Values::F32(v), true) = (from.values, whole) {
-                let v = &v[panel * from.stride + k0 + inner..];
-                turn(v, from.stride, to);
-                continue;
-            }
             for (i, line) in lines.chunks_exact_mut(STEP).take(n).enumerate() {
-                copy(from.values, (panel + i) * from.stride + k0 + inner, &mut line[..len]);
+                let at = (panel + i) * from.stride + k0 + inner;
+                // pieces of a row are too short for the machine to foresee the next one
+                ahead(from.values, at + STEP);
+                copy(from.values, at, &mut line[..len]);
             }
-            turn(&lines, STEP, to);
+            turn(&lines, nr, &mut to[inner * nr..][..len * nr]);
         }
     }
 }
 
-/// `to[k][NR]` = `NR` rows of `from`, `stride` apart, turned over.
+/// Asks for the [`STEP`] values from `at` on.
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-fn turn(from: &[f32], stride: usize, to: &mut [f32]) {
-    let k = to.len() / NR;
+fn ahead(values: Values<'_>, at: usize) {
+    let (start, bytes) = match values {
+        Values::Bf16(v) => (v.as_ptr().wrapping_add(at).cast::<i8>(), 2 * STEP),
+        Values::F16(v) => (v.as_ptr().wrapping_add(at).cast(), 2 * STEP),
+        Values::F32(v) => (v.as_ptr().wrapping_add(at).cast(), 4 * STEP),
+    };
+    for line in (0..bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line));
+    }
+}
+
+/// `to[k][nr]` = the first `nr` lines of `from`, [`STEP`] long, turned over.
+#[target_feature(enable = "avx2,fma")]
+fn turn(from: &[f32; NR_MAX * STEP], nr: usize, to: &mut [f32]) {
+    let k = to.len() / nr;
     let whole = k / 8 * 8;
-    assert!((NR - 1) * stride + k <= from.len());
+    assert!(nr.is_multiple_of(8) && nr <= NR_MAX && k <= STEP);
     for inner in (0..whole).step_by(8) {
-        for half in [0, 8] {
-            // SAFETY: row `half + 7` ends below `from.len()`, line `inner + 7` below `to.len()`
+        for group in (0..nr).step_by(8) {
+            // SAFETY: line `group + 7` is one of `NR_MAX`, row `inner + 7` one of `to`
             unsafe {
-                let at = |i: usize| _mm256_loadu_ps(from.as_ptr().add((half + i) * stride + inner));
+                let at = |i: usize| _mm256_loadu_ps(from.as_ptr().add((group + i) * STEP + inner));
                 let lines = turn_8x8([at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)]);
                 for (i, line) in lines.into_iter().enumerate() {
-                    _mm256_storeu_ps(to.as_mut_ptr().add((inner + i) * NR + half), line);
+                    _mm256_storeu_ps(to.as_mut_ptr().add((inner + i) * nr + group), line);
                 }
             }
         }
     }
     for inner in whole..k {
-        for (i, x) in to[inner * NR..][..NR].iter_mut().enumerate() {
-            *x = from[i * stride + inner];
+        for (i, x) in to[inner * nr..][..nr].iter_mut().enumerate() {
+            *x = from[i * STEP + inner];
         }
     }
 }
@@ -112,19 +123,18 @@ fn turn_8x8(r: [__m256; 8]) -> [__m256; 8] {
     [low(0), low(1), low(2), low(3), high(0), high(1), high(2), high(3)]
 }
 
-/// Rows `k0..k0 + k` of a matrix that is `[k, n]`, `columns` of them, as panels.
+/// Rows `k0..k0 + k` of a matrix that is `[k, n]`, `columns` of them, as panels of `nr` columns.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn slice(
-    from: &[f32],
-    stride: usize,
-    columns: core::ops::Range<usize>,
-    k0: usize,
-    k: usize,
+    (from, stride): (&[f32], usize),
+    columns: Range<usize>,
+    (k0, k): (usize, usize),
+    nr: usize,
     to: &mut [f32],
 ) {
-    for (panel, to) in columns.clone().step_by(NR).zip(to.chunks_exact_mut(k * NR)) {
-        let n = NR.min(columns.end - panel);
-        for (inner, line) in to.chunks_exact_mut(NR).enumerate() {
+    for (panel, to) in columns.clone().step_by(nr).zip(to.chunks_exact_mut((k * nr).max(1))) {
+        let n = nr.min(columns.end - panel);
+        for (inner, line) in to.chunks_exact_mut(nr).enumerate() {
             let from = &from[(k0 + inner) * stride + panel..][..n];
             line[..n].copy_from_slice(from);
             line[n..].fill(0.0);
@@ -134,3 +144,5 @@ pub(super) fn slice(
 
 /// Inner steps turned at a time.
 const STEP: usize = 64;
+/// Columns of a panel at most.
+const NR_MAX: usize = 32;

@@ -1,14 +1,18 @@
-//! The innermost product: six rows times sixteen columns in registers.
+//! The innermost product: some rows times some columns, in registers.
 
 use super::super::lanes::{load, store};
 use core::arch::x86_64::*;
 
-/// Rows of a tile.
-pub(in super::super) const MR: usize = 6;
-/// Columns of a tile: two registers.
-pub(in super::super) const NR: usize = 16;
+/// The kinds of register tiles. Both give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Tile {
+    /// AVX2: six rows, two registers of columns.
+    Narrow,
+    /// AVX-512: eight rows, two registers of columns.
+    Wide,
+}
 
-/// Where the result of [`block`] goes.
+/// Where the result of [`Tile::block`] goes.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Target {
     /// The first element.
@@ -21,49 +25,102 @@ pub(in super::super) struct Target {
     pub(in super::super) add: bool,
 }
 
-/// `to (+)= a · b` for `k` inner steps. `a`: rows of floats, `lda` apart. `b`: panels of [`NR`] columns
-/// as `[k][NR]`, `panel` floats apart.
-///
-/// Each element is one chain of FMAs in the order of `k`, added to the target at the end, wherever its
-/// row or column stands: rows and columns do not know of each other.
-///
-/// # Safety
-/// `a` holds `to.rows` rows of `k` floats, `b` `to.columns / NR` panels, rounded up, and `to` describes
-/// memory that nobody else uses.
-#[target_feature(enable = "avx2,fma")]
-pub(in super::super) unsafe fn block(
-    k: usize,
-    (a, lda): (*const f32, usize),
-    (b, panel): (*const f32, usize),
-    to: Target,
-) {
-    for (j, column) in (0..to.columns).step_by(NR).enumerate() {
-        let left = to.columns - column;
-        for row in (0..to.rows).step_by(MR) {
-            // SAFETY: `row` and `column` are inside of what the caller described
-            unsafe {
-                let (a, b) = (a.add(row * lda), b.add(j * panel));
-                let c = to.start.add(row * to.stride + column);
-                match to.rows - row {
-                    1 => tile::<1>(k, (a, lda), b, (c, to.stride), left, to.add),
-                    2 => tile::<2>(k, (a, lda), b, (c, to.stride), left, to.add),
-                    3 => tile::<3>(k, (a, lda), b, (c, to.stride), left, to.add),
-                    4 => tile::<4>(k, (a, lda), b, (c, to.stride), left, to.add),
-                    5 => tile::<5>(k, (a, lda), b, (c, to.stride), left, to.add),
-                    _ => tile::<MR>(k, (a, lda), b, (c, to.stride), left, to.add),
-                }
+impl Tile {
+    /// Columns of a panel.
+    pub(in super::super) fn columns(self) -> usize {
+        match self {
+            Self::Narrow => 16,
+            Self::Wide => 32,
+        }
+    }
+
+    /// `to (+)= a · b` for `k` inner steps. `a`: rows of floats, `lda` apart. `b`: panels of
+    /// [`columns`](Self::columns) columns as `[k][columns]`, `panel` floats apart.
+    ///
+    /// Each element is one chain of FMAs in the order of `k`, added to the target at the end, wherever its
+    /// row or column stands: rows and columns do not know of each other.
+    ///
+    /// # Safety
+    /// The machine has the instructions of this kind. `a` holds `to.rows` rows of `k` floats, `b`
+    /// `to.columns / columns` panels, rounded up, and `to` describes memory that nobody else uses.
+    pub(in super::super) unsafe fn block(
+        self,
+        k: usize,
+        a: (*const f32, usize),
+        b: (*const f32, usize),
+        to: Target,
+    ) {
+        // SAFETY: the caller's promise
+        unsafe {
+            match self {
+                Self::Narrow => narrow(k, a, b, to),
+                Self::Wide => wide(k, a, b, to),
             }
         }
     }
 }
 
-/// One tile: per inner step two loads, `R` broadcasts, `2·R` FMAs.
+/// Calls `$tile::<R>` for `$rows` rows, `R` of them at most.
+macro_rules! by_rows {
+    ($rows:expr, $tile:ident, $arguments:tt) => {
+        match $rows {
+            1 => $tile::<1> $arguments,
+            2 => $tile::<2> $arguments,
+            3 => $tile::<3> $arguments,
+            4 => $tile::<4> $arguments,
+            5 => $tile::<5> $arguments,
+            6 => $tile::<6> $arguments,
+            7 => $tile::<7> $arguments,
+            _ => $tile::<8> $arguments,
+        }
+    };
+}
+
+/// A panel stays in the first-level cache while the rows pass.
 ///
 /// # Safety
-/// `a` holds `R` rows of `k` floats, `b` `k · NR` floats, `c` `R` rows of `min(left, NR)` floats.
+/// As [`Tile::block`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn narrow(k: usize, (a, lda): (*const f32, usize), (b, panel): (*const f32, usize), to: Target) {
+    for (j, column) in (0..to.columns).step_by(16).enumerate() {
+        let left = to.columns - column;
+        for row in (0..to.rows).step_by(6) {
+            // SAFETY: `row` and `column` are inside of what the caller described
+            unsafe {
+                let (a, b) = (a.add(row * lda), b.add(j * panel));
+                let c = to.start.add(row * to.stride + column);
+                by_rows!((to.rows - row).min(6), narrow_tile, (k, (a, lda), b, (c, to.stride), left, to.add));
+            }
+        }
+    }
+}
+
+/// Eight rows stay in the first-level cache while the panels pass.
+///
+/// # Safety
+/// As [`Tile::block`].
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn wide(k: usize, (a, lda): (*const f32, usize), (b, panel): (*const f32, usize), to: Target) {
+    for row in (0..to.rows).step_by(8) {
+        for (j, column) in (0..to.columns).step_by(32).enumerate() {
+            let left = to.columns - column;
+            // SAFETY: `row` and `column` are inside of what the caller described
+            unsafe {
+                let (a, b) = (a.add(row * lda), b.add(j * panel));
+                let c = to.start.add(row * to.stride + column);
+                by_rows!(to.rows - row, wide_tile, (k, (a, lda), b, (c, to.stride), left, to.add));
+            }
+        }
+    }
+}
+
+/// Per inner step two loads, `R` broadcasts, `2·R` FMAs on eight lanes.
+///
+/// # Safety
+/// `a` holds `R` rows of `k` floats, `b` `k · 16` floats, `c` `R` rows of `min(left, 16)` floats.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const R: usize>(
+unsafe fn narrow_tile<const R: usize>(
     k: usize,
     (a, lda): (*const f32, usize),
     b: *const f32,
@@ -88,38 +145,61 @@ unsafe fn tile<const R: usize>(
                 sums[1] = _mm256_fmadd_ps(x, b1, sums[1]);
             }
             a = a.add(1);
-            b = b.add(NR);
+            b = b.add(16);
         }
-        if left >= NR {
-            for (r, [s0, s1]) in sums.into_iter().enumerate() {
-                let c = c.add(r * ldc);
-                let [s0, s1] = if add {
-                    [_mm256_add_ps(s0, _mm256_loadu_ps(c)), _mm256_add_ps(s1, _mm256_loadu_ps(c.add(8)))]
-                } else {
-                    [s0, s1]
-                };
-                _mm256_storeu_ps(c, s0);
-                _mm256_storeu_ps(c.add(8), s1);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (half, sum) in sums.into_iter().enumerate() {
+                if left > 8 * half {
+                    let (c, left) = (c.add(r * ldc + 8 * half), left - 8 * half);
+                    store(c, left, if add { _mm256_add_ps(sum, load(c, left)) } else { sum });
+                }
             }
-        } else {
-            put_part(&sums, (c, ldc), left, add);
         }
     }
 }
 
-/// The last columns of a row that is no multiple of [`NR`].
+/// Per inner step two loads, `R` broadcasts, `2·R` FMAs on sixteen lanes.
 ///
 /// # Safety
-/// `c` holds a row of `left` floats for each of `sums`; `left < NR`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn put_part(sums: &[[__m256; 2]], (c, ldc): (*mut f32, usize), left: usize, add: bool) {
-    for (r, sums) in sums.iter().enumerate() {
-        for (half, sum) in sums.iter().enumerate().take(left.div_ceil(8)) {
-            // SAFETY: `8 · half < left`, and the masks of `load` and `store` end at `left`
-            unsafe {
-                let (c, left) = (c.add(r * ldc + 8 * half), left - 8 * half);
-                let sum = if add { _mm256_add_ps(*sum, load(c, left)) } else { *sum };
-                store(c, left, sum);
+/// `a` holds `R` rows of `k` floats, `b` `k · 32` floats, `c` `R` rows of `min(left, 32)` floats.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn wide_tile<const R: usize>(
+    k: usize,
+    (a, lda): (*const f32, usize),
+    b: *const f32,
+    (c, ldc): (*mut f32, usize),
+    left: usize,
+    add: bool,
+) {
+    // SAFETY: the caller's promise; a prefetch may name any address; masked lanes are not touched
+    unsafe {
+        if add {
+            for r in 0..R {
+                let c = c.wrapping_add(r * ldc);
+                _mm_prefetch::<_MM_HINT_T0>(c.cast());
+                _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(16).cast());
+            }
+        }
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        let (mut a, mut b) = (a, b);
+        for _ in 0..k {
+            let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*a.add(r * lda));
+                sums[0] = _mm512_fmadd_ps(x, b0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(x, b1, sums[1]);
+            }
+            a = a.add(1);
+            b = b.add(32);
+        }
+        let lanes = |left: usize| if left >= 16 { 0xffff } else { (1u16 << left) - 1 };
+        let masks = [lanes(left), lanes(left.saturating_sub(16))];
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (half, sum) in sums.into_iter().enumerate() {
+                let (c, mask) = (c.wrapping_add(r * ldc + 16 * half), masks[half]);
+                let sum = if add { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c)) } else { sum };
+                _mm512_mask_storeu_ps(c, mask, sum);
             }
         }
     }
