@@ -5,7 +5,7 @@
 //! [`KB`] keys. A row's result does not depend on which rows share its block, nor on where the segments
 //! of keys begin.
 
-use super::lanes::{LANES, exp_below_zero, keep, load, max, round, store, sum};
+use super::lanes::{LANES, exp2_below_zero, keep, load, max, round, store, sum};
 use super::product::tile::{Target, Tile};
 use super::product::transpose;
 use super::shared::Shared;
@@ -14,10 +14,13 @@ use super::{Attention, Cpu, Rows, Values, View};
 use crate::Precision;
 use crate::scratch::{self, Scratch};
 use core::arch::x86_64::*;
+use core::f32::consts::{LN_2, LOG2_E};
 use rayon::prelude::*;
 
 /// For each segment of queries its output `[b, s, h, d]` and logarithms of sums `[b, h, s]`.
 pub(super) fn run(cpu: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+    // powers of two are cheaper than powers of e
+    let scale = scale * LOG2_E;
     let [b, _, h, d] = a.queries[0].dims;
     let size = Size { tile: cpu.tile, sk: a.keys.iter().map(|k| k.dims[1]).sum(), d };
     let mut packed = scratch::take(b * h * size.head());
@@ -56,7 +59,7 @@ fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision
                 // SAFETY: every task writes the rows of its own block of queries
                 unsafe {
                     finish(to.pointer(at, d), &work.sums[r * size.width()..][..d], 1.0 / work.sum[r], p);
-                    *to_lse.pointer(bh * sq + first + r, 1) = work.max[r] + work.sum[r].ln();
+                    *to_lse.pointer(bh * sq + first + r, 1) = work.max[r] * LN_2 + work.sum[r].ln();
                 }
             }
         },
@@ -238,7 +241,7 @@ impl Work {
             }
         };
         if new > old {
-            let factor = if old == f32::NEG_INFINITY { 0.0 } else { (old - new).exp() };
+            let factor = if old == f32::NEG_INFINITY { 0.0 } else { (old - new).exp2() };
             self.sum[r] *= factor;
             self.max[r] = new;
             self.sums[r * width..][..width].iter_mut().for_each(|x| *x *= factor);
@@ -247,7 +250,7 @@ impl Work {
     }
 }
 
-/// `exp(x - top)` of every score, where `top` is the greatest of them and of `old`. Returns `top` and the sum.
+/// `2^(x - top)` of every score, where `top` is the greatest of them and of `old`. Returns `top` and the sum.
 #[target_feature(enable = "avx2,fma")]
 fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
     let whole = row.len() / LANES * LANES;
@@ -263,7 +266,7 @@ fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
     for x in body.chunks_exact_mut(LANES) {
         // SAFETY: eight floats
         unsafe {
-            let e = exp_below_zero(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
+            let e = exp2_below_zero(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
             total = _mm256_add_ps(total, e);
             _mm256_storeu_ps(x.as_mut_ptr(), e);
         }
@@ -281,7 +284,7 @@ fn last(tail: &mut [f32], top: __m256) -> __m256 {
     // SAFETY: exactly the elements of the tail
     unsafe {
         let x = load(tail.as_ptr(), tail.len());
-        let e = keep(exp_below_zero(_mm256_sub_ps(x, top)), tail.len());
+        let e = keep(exp2_below_zero(_mm256_sub_ps(x, top)), tail.len());
         store(tail.as_mut_ptr(), tail.len(), e);
         e
     }

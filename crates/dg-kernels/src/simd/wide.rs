@@ -1,6 +1,6 @@
 //! Kernels on sixteen lanes, for machines with AVX-512: the same bits as on eight.
 
-use super::lanes::{max, sum};
+use super::lanes::{EXP2, max, sum};
 use core::arch::x86_64::*;
 
 /// See `attention::probabilities`.
@@ -21,7 +21,7 @@ pub(super) fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
         let mask = lanes(x.len());
         // SAFETY: exactly the elements of the chunk
         unsafe {
-            let e = exp_below_zero(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr()), top));
+            let e = exp2_below_zero(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x.as_ptr()), top));
             _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, e);
             // eight lanes at a time, in the order of the narrow kernel
             let [low, high] = halves(_mm512_maskz_mov_ps(mask, e));
@@ -39,20 +39,18 @@ fn halves(v: __m512) -> [__m256; 2] {
     [_mm512_castps512_ps256(v), _mm256_castpd_ps(high)]
 }
 
-/// See `lanes::exp_below_zero`: the same steps.
+/// See `lanes::exp2_below_zero`: the same steps.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn exp_below_zero(x: __m512) -> __m512 {
-    let x = _mm512_max_ps(_mm512_set1_ps(-86.0), x);
+fn exp2_below_zero(x: __m512) -> __m512 {
+    let x = _mm512_max_ps(_mm512_set1_ps(-124.0), x);
     // scale 0: to a whole number, to nearest even
-    let n = _mm512_roundscale_ps::<0x08>(_mm512_mul_ps(x, _mm512_set1_ps(core::f32::consts::LOG2_E)));
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
-    let mut p = _mm512_set1_ps(1.987_569_1e-4);
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    let n = _mm512_roundscale_ps::<0x08>(x);
+    let f = _mm512_sub_ps(x, n);
+    let mut y = _mm512_set1_ps(EXP2[0]);
+    for c in &EXP2[1..] {
+        y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(*c));
     }
-    let y = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(r, r), p, r), _mm512_set1_ps(1.0));
     let exponent = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
     _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), exponent))
 }
