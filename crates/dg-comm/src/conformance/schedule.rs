@@ -6,7 +6,7 @@
 use super::Suite;
 use super::data::{Random, block, digest, reduced, same, word};
 use super::harness::{Fault, Outcome, ensure, run};
-use crate::{Block, BlockShape, Call, Class, Communicator, Deadline, Group, Reduce, Tag};
+use crate::{Block, BlockShape, Call, Class, Communicator, Group, Reduce, Tag};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,7 +166,8 @@ impl Action {
             5 => Self::Barrier,
             _ => {
                 let mut message = || {
-                    let (from, to, kind) = (random.below(size), random.below(size), random.below(4) as u32);
+                    let (from, to, kind) =
+                        (random.below(size), random.below(size), random.below(KINDS as usize) as u32);
                     Message { from, to, kind, shape: BlockShape { dtype: random.dtype(), len: random.len() } }
                 };
                 let messages = (0..24).map(|_| message()).collect();
@@ -251,24 +252,44 @@ fn exchange(
         Call::new(envelope.class, envelope.tag.kind(message.kind), call.deadline())
     };
     let post = || {
-        let mine = messages.iter().filter(|message| message.to == me);
-        mine.map(|message| comm.post_recv(message.from, &of(message), message.shape))
-            .collect::<crate::Result<Vec<_>>>()
+        let mine = in_some_order(messages, word(&[seed, me as u64, 1]), |message| message.to == me);
+        let post = |i: usize| {
+            let message = &messages[i];
+            Ok((i, comm.post_recv(message.from, &of(message), message.shape)?))
+        };
+        mine.into_iter().map(post).collect::<crate::Result<Vec<_>>>()
     };
     let posted = if post_first { Some(post()?) } else { None };
-    for (i, message) in messages.iter().enumerate().filter(|(_, message)| message.from == me) {
+    for i in in_some_order(messages, word(&[seed, me as u64, 2]), |message| message.from == me) {
+        let message = &messages[i];
         comm.send(message.to, &of(message), part(state, i, message.shape))?;
     }
-    let posted = posted.map_or_else(post, Ok)?;
-    let mut order: Vec<_> = posted.into_iter().enumerate().collect();
-    Random(word(&[seed, me as u64])).shuffle(&mut order);
+    let mut posted = posted.map_or_else(post, Ok)?;
+    Random(word(&[seed, me as u64, 3])).shuffle(&mut posted);
     let mut received = Vec::new();
-    for (i, mut pending) in order {
-        received.push((i, pending.wait(Deadline::after(call.deadline().left()))?));
+    for (i, mut pending) in posted {
+        received.push((i, pending.wait(call.deadline())?));
     }
     received.sort_by_key(|(i, _)| *i);
     Ok(received.into_iter().map(|(_, block)| block).collect())
 }
+
+/// Numbers of the messages that are `wanted`, kind after kind in a random order of the kinds.
+fn in_some_order(messages: &[Message], seed: u64, wanted: impl Fn(&Message) -> bool) -> Vec<usize> {
+    let mut kinds: Vec<u32> = (0..KINDS).collect();
+    Random(seed).shuffle(&mut kinds);
+    let of_kind = |kind: u32| {
+        let numbered = messages.iter().enumerate();
+        numbered
+            .filter(|(_, message)| message.kind == kind && wanted(message))
+            .map(|(i, _)| i)
+            .collect::<Vec<_>>()
+    };
+    kinds.into_iter().flat_map(of_kind).collect()
+}
+
+/// Kinds of messages in one step.
+const KINDS: u32 = 4;
 
 /// The `i`-th block of a rank in `state`.
 fn part(state: u64, i: usize, shape: BlockShape) -> Block {
