@@ -18,8 +18,9 @@
 //! - [`delayed`], [`recording`]: wrappers that disturb and that write down, for tests and traces
 //! - [`conformance`]: the suite that every communicator has to pass
 //!
-//! Nothing here knows of burn: a tensor becomes a block by its bytes (or as [`DeviceMemory`]) in the crate that has the
-//! tensor.
+//! The core knows of no tensors: a block is shared bytes, or [`DeviceMemory`] that only a device's own communicator
+//! opens. That is all that a plane needs, and it builds in seconds. The feature `burn` adds `Block::from_tensor` and
+//! `Block::to_tensor`, which share memory with tensors of burn's Flex device.
 //!
 //! ```
 //! use dg_comm::{Block, Call, Class, Communicator, InProcess, Reduce, Tag};
@@ -57,6 +58,8 @@ pub mod in_process;
 pub mod recording;
 pub mod reduce;
 pub mod staged;
+#[cfg(feature = "burn")]
+mod tensor;
 
 pub use block::{Block, BlockShape, DeviceMemory};
 pub use call::{Call, DEADLINE_MAX, Deadline, Envelope, Op, Tag};
