@@ -196,6 +196,40 @@ pub trait Communicator: Send + Sync {
     }
 }
 
+/// What a wrapper does not change. For wrappers with a field `inner`.
+macro_rules! forward_to_inner {
+    () => {
+        fn rank(&self) -> usize {
+            self.inner.rank()
+        }
+
+        fn size(&self) -> usize {
+            self.inner.size()
+        }
+
+        fn world_rank(&self, rank: usize) -> usize {
+            self.inner.world_rank(rank)
+        }
+
+        fn abort(&self, cause: &str) {
+            self.inner.abort(cause);
+        }
+
+        fn check(&self) -> $crate::Result<()> {
+            self.inner.check()
+        }
+
+        fn finish(&self) -> $crate::Result<()> {
+            self.inner.finish()
+        }
+
+        fn counters(&self) -> $crate::Counters {
+            self.inner.counters()
+        }
+    };
+}
+pub(crate) use forward_to_inner;
+
 /// Messages that every communicator lets be on their way from one rank to another without making the sender wait.
 pub const IN_FLIGHT_MIN: usize = 64;
 

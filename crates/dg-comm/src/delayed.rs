@@ -1,6 +1,7 @@
 //! A communicator that is late at random, to find schedules that only work by luck.
 
-use crate::{Block, BlockShape, Call, Communicator, Counters, Deadline, Pending, Receiving, Result};
+use crate::communicator::forward_to_inner;
+use crate::{Block, BlockShape, Call, Communicator, Deadline, Pending, Receiving, Result};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -34,17 +35,7 @@ impl<C: Communicator> Delayed<C> {
 }
 
 impl<C: Communicator> Communicator for Delayed<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn world_rank(&self, rank: usize) -> usize {
-        self.inner.world_rank(rank)
-    }
+    forward_to_inner!();
 
     fn send(&self, to: usize, call: &Call, block: Block) -> Result<()> {
         sleep(self.next_delay(), call.deadline());
@@ -54,22 +45,6 @@ impl<C: Communicator> Communicator for Delayed<C> {
     fn post_recv(&self, from: usize, call: &Call, shape: BlockShape) -> Result<Pending> {
         let pending = self.inner.post_recv(from, call, shape)?;
         Ok(Pending::new(Late { pending, delay: self.next_delay() }))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn check(&self) -> Result<()> {
-        self.inner.check()
-    }
-
-    fn finish(&self) -> Result<()> {
-        self.inner.finish()
-    }
-
-    fn counters(&self) -> Counters {
-        self.inner.counters()
     }
 }
 

@@ -57,6 +57,7 @@ pub mod group;
 pub mod in_process;
 pub mod recording;
 pub mod reduce;
+mod shared;
 pub mod staged;
 #[cfg(feature = "burn")]
 mod tensor;

@@ -1,8 +1,7 @@
 //! A communicator that writes down what it does, for traces and for tests of what overlaps.
 
-use crate::{
-    Block, BlockShape, Call, Communicator, Counters, Deadline, Envelope, Pending, Receiving, Result,
-};
+use crate::communicator::forward_to_inner;
+use crate::{Block, BlockShape, Call, Communicator, Deadline, Envelope, Pending, Receiving, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -97,17 +96,7 @@ impl<C: Communicator> Recording<C> {
 }
 
 impl<C: Communicator> Communicator for Recording<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn world_rank(&self, rank: usize) -> usize {
-        self.inner.world_rank(rank)
-    }
+    forward_to_inner!();
 
     fn send(&self, to: usize, call: &Call, block: Block) -> Result<()> {
         let event = self.event(EventKind::Send, call, to, block.shape().bytes());
@@ -122,22 +111,6 @@ impl<C: Communicator> Communicator for Recording<C> {
         self.trace.push(Event { end: self.trace.now(), ok: pending.is_ok(), ..event });
         let (trace, event) = (self.trace.clone(), Event { kind: EventKind::Wait, ..event });
         Ok(Pending::new(Watched { pending: pending?, trace, event }))
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn check(&self) -> Result<()> {
-        self.inner.check()
-    }
-
-    fn finish(&self) -> Result<()> {
-        self.inner.finish()
-    }
-
-    fn counters(&self) -> Counters {
-        self.inner.counters()
     }
 }
 

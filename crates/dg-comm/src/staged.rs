@@ -1,9 +1,8 @@
 //! Device memory over a plane that carries host memory.
 
-use crate::communicator::invalid;
+use crate::communicator::{forward_to_inner, invalid};
 use crate::{
-    Block, BlockShape, Call, Communicator, Counters, Deadline, DeviceMemory, Pending, Receiving, Reduce,
-    Result,
+    Block, BlockShape, Call, Communicator, Deadline, DeviceMemory, Pending, Receiving, Reduce, Result,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ pub trait Device: Send + Sync + 'static {
 
 /// Carries blocks of a device over a communicator of the host: downloads what is sent, uploads what is received.
 ///
-/// Everything that is received lies on the device, the result of a reduction too, which is computed on the host. Blocks
+/// Every value that is received lies on the device, the result of a reduction too, which is computed on the host. Blocks
 /// of the host may be sent as well. To use it in a group, wrap the group ([`crate::Group`] first, this around it).
 pub struct HostStaged<C> {
     inner: C,
@@ -31,17 +30,7 @@ impl<C: Communicator> HostStaged<C> {
 }
 
 impl<C: Communicator> Communicator for HostStaged<C> {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn world_rank(&self, rank: usize) -> usize {
-        self.inner.world_rank(rank)
-    }
+    forward_to_inner!();
 
     fn send(&self, to: usize, call: &Call, block: Block) -> Result<()> {
         self.inner.send(to, call, download(call, &block)?)
@@ -55,22 +44,6 @@ impl<C: Communicator> Communicator for HostStaged<C> {
     fn reduce(&self, call: &Call, how: Reduce, block: Block) -> Result<Block> {
         let sum = self.inner.reduce(call, how, download(call, &block)?)?;
         upload(&*self.device, call, sum)
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn check(&self) -> Result<()> {
-        self.inner.check()
-    }
-
-    fn finish(&self) -> Result<()> {
-        self.inner.finish()
-    }
-
-    fn counters(&self) -> Counters {
-        self.inner.counters()
     }
 }
 
@@ -90,7 +63,7 @@ impl Receiving for Uploading {
     }
 }
 
-fn download(call: &Call, block: &Block) -> Result<Block> {
+pub(crate) fn download(call: &Call, block: &Block) -> Result<Block> {
     let Some(memory) = block.device() else { return Ok(block.clone()) };
     let bytes =
         memory.to_host().map_err(|error| invalid(call, format!("the device refused a copy: {error}")))?;
@@ -98,7 +71,7 @@ fn download(call: &Call, block: &Block) -> Result<Block> {
     host.ok_or_else(|| invalid(call, format!("the device gave something else than {}", block.shape())))
 }
 
-fn upload(device: &dyn Device, call: &Call, block: Block) -> Result<Block> {
+pub(crate) fn upload(device: &dyn Device, call: &Call, block: Block) -> Result<Block> {
     let Some(bytes) = block.host().filter(|_| !block.is_empty()) else { return Ok(block) };
     let memory = device.upload(block.shape(), bytes);
     let memory = memory.map_err(|error| invalid(call, format!("the device refused a copy: {error}")))?;

@@ -323,7 +323,7 @@ fn calls_that_hang_are_noticed() {
     caught_by(Fault::IgnoresAborts, &["abort"]);
     caught_by(Fault::RenamesAborts, &["abort"]);
     caught_by(Fault::HidesDeath, &["dead_rank"]);
-    caught_by(Fault::HidesFinish, &["finished_rank"]);
+    caught_by(Fault::HidesFinish, &["finished_rank", "finish_while_waiting"]);
 }
 
 #[test]

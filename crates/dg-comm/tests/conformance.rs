@@ -1,9 +1,12 @@
 //! In-process ranks pass the suite, bare and wrapped.
 
-use dg_comm::conformance::{CHECKS, Ranks, Suite};
-use dg_comm::{Communicator, Delayed, InProcess, Options, Recording, Trace};
+mod support;
+
+use dg_comm::conformance::{CHECKS, OnDevice, Ranks, Suite};
+use dg_comm::{Communicator, Delayed, HostStaged, InProcess, Options, Recording, Trace};
 use std::sync::Arc;
 use std::time::Duration;
+use support::FakeGpu;
 
 fn share<C: Communicator + 'static>(ranks: impl IntoIterator<Item = C>) -> Ranks {
     ranks.into_iter().map(|comm| Arc::new(comm) as Arc<dyn Communicator>).collect()
@@ -36,4 +39,11 @@ fn recorded_threads_pass() {
         share(InProcess::group(size).into_iter().map(|comm| Recording::new(comm, trace.clone())))
     };
     Suite::new(make).seed(70_000).schedules(60).run().unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_device_over_threads_passes() {
+    let staged = |comm| OnDevice::new(HostStaged::new(comm, Arc::new(FakeGpu)), Arc::new(FakeGpu));
+    let make = move |size| share(InProcess::group(size).into_iter().map(staged));
+    Suite::new(make).seed(80_000).schedules(60).run().unwrap_or_else(|error| panic!("{error}"));
 }

@@ -1,13 +1,14 @@
 //! What only ranks of one process promise, and the wrappers around them.
 
-use bytes::Bytes;
+mod support;
+
 use dg_comm::{
-    Block, BlockShape, Call, Class, CommError, Communicator, Deadline, Delayed, Device, DeviceMemory,
-    EventKind, Gone, Group, HostStaged, InProcess, Options, Recording, Reduce, Tag, Trace,
+    Block, BlockShape, Call, Class, CommError, Communicator, Deadline, Delayed, Device, EventKind, Gone,
+    Group, HostStaged, InProcess, Options, Recording, Reduce, Tag, Trace,
 };
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::{FakeGpu, VALUES_MAX};
 
 const SHORT: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(20);
@@ -166,34 +167,6 @@ fn a_trace_shows_a_ring() {
     }
 }
 
-/// A device in this process; its memory cannot be read by accident.
-#[derive(Debug)]
-struct FakeGpu;
-
-#[derive(Debug)]
-struct FakeTensor(BlockShape, Bytes);
-
-impl DeviceMemory for FakeTensor {
-    fn to_host(&self) -> Result<Bytes, String> {
-        Ok(self.1.clone())
-    }
-
-    fn slice(&self, range: Range<usize>) -> Arc<dyn DeviceMemory> {
-        let size = self.0.dtype.bytes() as usize;
-        let shape = BlockShape { len: range.len(), ..self.0 };
-        Arc::new(Self(shape, self.1.slice(range.start * size..range.end * size)))
-    }
-}
-
-impl Device for FakeGpu {
-    fn upload(&self, shape: BlockShape, bytes: &Bytes) -> Result<Arc<dyn DeviceMemory>, String> {
-        if shape.len > 100 {
-            return Err("out of memory".to_owned());
-        }
-        Ok(Arc::new(FakeTensor(shape, bytes.clone())))
-    }
-}
-
 fn on_device(values: Vec<f32>) -> Block {
     let host = Block::from_f32(values);
     Block::on_device(host.shape(), FakeGpu.upload(host.shape(), host.host().unwrap()).unwrap())
@@ -219,7 +192,7 @@ fn device_memory_goes_through_the_host() {
         staged.barrier(&call(Class::Control)).unwrap();
         assert_eq!(world.counters().class(Class::UlyssesOut).bytes, 4 * (2 + peer as u64));
 
-        let many = Block::from_f32(vec![0.0; 101]);
+        let many = Block::from_f32(vec![0.0; VALUES_MAX + 1]);
         staged.send(peer, &call(Class::Gather), many.clone()).unwrap();
         let refused = staged.recv(peer, &call(Class::Gather), many.shape()).unwrap_err();
         assert!(refused.to_string().contains("the device refused a copy: out of memory"), "{refused}");

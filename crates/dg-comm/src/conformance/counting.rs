@@ -4,7 +4,8 @@ use super::Suite;
 use super::data::word;
 use super::harness::{Outcome, ensure, run};
 use super::schedule::Program;
-use crate::{Block, BlockShape, Call, Class, Communicator, Counters, Pending, Reduce, Result, Tag};
+use crate::communicator::forward_to_inner;
+use crate::{Block, BlockShape, Call, Class, Communicator, Pending, Reduce, Result, Tag};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,17 +46,7 @@ impl Counted {
 }
 
 impl Communicator for Counted {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn world_rank(&self, rank: usize) -> usize {
-        self.inner.world_rank(rank)
-    }
+    forward_to_inner!();
 
     fn send(&self, to: usize, call: &Call, block: Block) -> Result<()> {
         self.count(call, to, &block);
@@ -64,22 +55,6 @@ impl Communicator for Counted {
 
     fn post_recv(&self, from: usize, call: &Call, shape: BlockShape) -> Result<Pending> {
         self.inner.post_recv(from, call, shape)
-    }
-
-    fn abort(&self, cause: &str) {
-        self.inner.abort(cause);
-    }
-
-    fn check(&self) -> Result<()> {
-        self.inner.check()
-    }
-
-    fn finish(&self) -> Result<()> {
-        self.inner.finish()
-    }
-
-    fn counters(&self) -> Counters {
-        self.inner.counters()
     }
 
     fn exchange(

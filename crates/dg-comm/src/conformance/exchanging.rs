@@ -156,6 +156,28 @@ pub(super) fn tags_in_any_order(suite: &Suite) -> Outcome {
     outcome.map(drop)
 }
 
+/// A receiver that is far behind makes the sender wait, and nothing is lost.
+pub(super) fn slow_receiver(suite: &Suite) -> Outcome {
+    let patience = suite.patience;
+    let outcome = run(suite.make(2), patience * 2, move |comm| {
+        let call = Call::within(patience, Class::PipeHidden, Tag::new(9));
+        let of = |i: u64| block(i, BlockShape::f32((i % 5) as usize));
+        let count = 20 * IN_FLIGHT_MIN as u64;
+        if comm.rank() == 0 {
+            for i in 0..count {
+                comm.send(1, &call, of(i))?;
+            }
+            return Ok(comm.finish()?);
+        }
+        std::thread::sleep(Duration::from_millis(30));
+        for i in 0..count {
+            same(&format!("message {i}"), &of(i), &comm.recv(0, &call, of(i).shape())?)?;
+        }
+        Ok(comm.finish()?)
+    });
+    outcome.map(drop)
+}
+
 /// Receives that are posted early get their messages in the order of posting; one that is dropped gives way.
 pub(super) fn handles(suite: &Suite) -> Outcome {
     let (patience, gate) = (suite.patience, Gate::default());

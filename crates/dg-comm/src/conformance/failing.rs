@@ -252,6 +252,38 @@ pub(super) fn finished_rank(suite: &Suite) -> Outcome {
     outcome.map(drop)
 }
 
+/// A rank that finishes wakes those who wait for it, and only them.
+pub(super) fn finish_while_waiting(suite: &Suite) -> Outcome {
+    let patience = suite.patience;
+    for blocking in [Blocking::Receive, Blocking::Send] {
+        let gate = Gate::default();
+        run(suite.make(3), patience * 3, move |comm| {
+            let call = Call::within(patience, Class::Embeds, TAG);
+            if comm.rank() == 0 {
+                gate.wait_for(2, patience)?;
+                std::thread::sleep(Duration::from_millis(15));
+                // What the flood has left here is unread.
+                let _ = comm.finish();
+                return gate.wait_for(3, patience * 2);
+            }
+            gate.pass();
+            if comm.rank() == 2 {
+                comm.recv(1, &call, BlockShape::f32(1))?;
+                return Ok(comm.finish()?);
+            }
+            let begin = Instant::now();
+            let result = blocking.call(&*comm, &call);
+            let told = matches!(&result, Err(CommError::PeerGone { rank, how: Gone::Finished, .. }) if rank.rank == 0);
+            ensure(told, || format!("rank 0 finished during {blocking:?}, which says {result:?}"))?;
+            ensure(begin.elapsed() < patience / 2, || format!("{blocking:?} was woken late"))?;
+            comm.send(2, &call, Block::from_f32(vec![1.0]))?;
+            gate.pass();
+            Ok(comm.finish()?)
+        })?;
+    }
+    Ok(())
+}
+
 /// A message of another length or format is refused with both shapes.
 pub(super) fn wrong_messages(suite: &Suite) -> Outcome {
     let patience = suite.patience;

@@ -12,6 +12,8 @@
 //! - `counting`: counters against [`Counted`], a wrapper that keeps its own
 //! - `schedule`: random programs against a sequential model
 //!
+//! The suite talks in host memory. A communicator of device memory takes it through [`OnDevice`].
+//!
 //! ```
 //! use dg_comm::conformance::{Ranks, Suite};
 //! use dg_comm::{Communicator, InProcess};
@@ -28,9 +30,11 @@ mod data;
 mod exchanging;
 mod failing;
 mod harness;
+mod on_device;
 mod schedule;
 
 pub use counting::Counted;
+pub use on_device::OnDevice;
 
 use crate::Communicator;
 use harness::Outcome;
@@ -146,12 +150,13 @@ impl std::error::Error for Failure {}
 type Check = fn(&Suite) -> Result<(), (u64, harness::Fault)>;
 
 /// Every check by name, in the order in which they run.
-pub const CHECKS: [(&str, Check); 17] = [
+pub const CHECKS: [(&str, Check); 19] = [
     ("one_rank", |suite| seeded(suite, exchanging::one_rank)),
     ("uneven_sizes", |suite| seeded(suite, exchanging::uneven_sizes)),
     ("same_bits_in_rank_order", |suite| seeded(suite, exchanging::same_bits_in_rank_order)),
     ("barrier", |suite| seeded(suite, exchanging::barrier)),
     ("tags_in_any_order", |suite| seeded(suite, exchanging::tags_in_any_order)),
+    ("slow_receiver", |suite| seeded(suite, exchanging::slow_receiver)),
     ("handles", |suite| seeded(suite, exchanging::handles)),
     ("self_sends", |suite| seeded(suite, exchanging::self_sends)),
     ("concurrent_groups", |suite| seeded(suite, exchanging::concurrent_groups)),
@@ -162,6 +167,7 @@ pub const CHECKS: [(&str, Check); 17] = [
     ("abort", |suite| seeded(suite, failing::abort)),
     ("dead_rank", |suite| seeded(suite, failing::dead_rank)),
     ("finished_rank", |suite| seeded(suite, failing::finished_rank)),
+    ("finish_while_waiting", |suite| seeded(suite, failing::finish_while_waiting)),
     ("counters", |suite| seeded(suite, counting::counters)),
     ("schedules", schedule::schedules),
 ];
