@@ -248,7 +248,7 @@ pub(super) fn concurrent_groups(suite: &Suite) -> Outcome {
             gathers(&column, &call, round)?;
             gathers(&all, &call, round)?;
         }
-        same_ranks_twice(comm.clone(), &call)?;
+        much_alike(comm.clone(), &call)?;
         let nested: Arc<dyn Communicator> = Arc::new(all);
         let inner = Group::new(nested, "row", [vec![1, 0], vec![2, 3]][usize::from(me % 2 == 1)].clone())?;
         gathers(&inner, &call, 99)?;
@@ -269,20 +269,34 @@ fn gathers(comm: &dyn Communicator, call: &Call, round: u64) -> Outcome {
     Ok(())
 }
 
-/// Two groups of the same ranks: what is sent first in one may be received last.
-fn same_ranks_twice(comm: Arc<dyn Communicator>, call: &Call) -> Outcome {
-    let me = comm.rank();
-    let pair = vec![me % 2, me % 2 + 2];
-    let groups = [Group::new(comm.clone(), "a", pair.clone())?, Group::new(comm, "b", pair)?];
-    let of = |group: u64| block(group, BlockShape::f32(3));
-    if me < 2 {
+/// Groups that could be taken for each other: what is sent first in one may be received last.
+fn much_alike(comm: Arc<dyn Communicator>, call: &Call) -> Outcome {
+    let (mine, others) = (comm.rank() % 2, 1 - comm.rank() % 2);
+    let pair = || vec![mine, mine + 2];
+    let world: Arc<dyn Communicator> = Arc::new(Group::new(comm.clone(), "world", vec![0, 1, 2, 3])?);
+    let groups = [
+        Group::new(comm.clone(), "a", pair())?,
+        Group::new(comm.clone(), "b", pair())?,
+        Group::new(comm.clone(), "a", vec![mine, mine + 2, others, others + 2])?,
+        Group::new(world.clone(), "a", pair())?,
+        Group::new(world, "b", pair())?,
+    ];
+    let of = |group: usize, kind: u64| block(word(&[group as u64, kind]), BlockShape::f32(3));
+    if groups[0].rank() == 0 {
         for (i, group) in groups.iter().enumerate() {
-            group.send(1, call, of(i as u64))?;
+            group.send(1, call, of(i, 0))?;
+            if group.size() == 2 {
+                group.broadcast(call, 0, Some(of(i, 1)), of(i, 1).shape())?;
+            }
         }
         return Ok(());
     }
     for (i, group) in groups.iter().enumerate().rev() {
-        same(&format!("group {i} of the same ranks"), &of(i as u64), &group.recv(0, call, of(0).shape())?)?;
+        if group.size() == 2 {
+            let got = group.broadcast(call, 0, None, of(i, 1).shape())?;
+            same(&format!("broadcast in group {i}"), &of(i, 1), &got)?;
+        }
+        same(&format!("message in group {i}"), &of(i, 0), &group.recv(0, call, of(i, 0).shape())?)?;
     }
     Ok(())
 }

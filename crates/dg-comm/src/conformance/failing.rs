@@ -161,7 +161,16 @@ pub(super) fn abort(suite: &Suite) -> Outcome {
             Ok(())
         })?;
     }
-    Ok(())
+    // Nobody to talk to is no reason to go on.
+    let outcome = run(suite.make(1), patience * 2, move |comm| {
+        comm.abort("the disk is full");
+        let call = Call::within(patience, Class::Gather, TAG);
+        for blocking in [Blocking::AllToAll, Blocking::AllGather, Blocking::Reduce, Blocking::Barrier] {
+            expect_abort(blocking, &blocking.call(&*comm, &call))?;
+        }
+        Ok(())
+    });
+    outcome.map(drop)
 }
 
 fn expect_abort(blocking: Blocking, result: &Result<()>) -> Outcome {
@@ -346,6 +355,12 @@ pub(super) fn wrong_arguments(suite: &Suite) -> Outcome {
         ensure(stranger.is_err(), || "a group without this rank was made".into())?;
         let outside = Group::new(Arc::clone(&comm), "g", vec![comm.rank(), 2]);
         ensure(outside.is_err(), || "a group with rank 2 of 2 was made".into())?;
+        // Rank 1 does not take part: rank 0 has to see by itself that its block is not what it says.
+        if comm.rank() == 0 {
+            let result = comm.all_gather(&call, Block::from_f32(vec![1.0]), &[2, 1]);
+            let told = matches!(result, Err(CommError::Mismatch { .. }));
+            ensure(told, || format!("all_gather of 1 value that should be 2: {result:?}"))?;
+        }
         comm.barrier(&call)?;
         Ok(comm.finish()?)
     });
