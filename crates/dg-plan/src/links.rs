@@ -52,7 +52,10 @@ impl Links {
         let parts: Vec<&str> = text.split(',').collect();
         let last = parts.len() - 1;
         let level = |(i, part): (usize, &&str)| {
-            let (name, count) = part.trim().split_once(':').map_or((part.trim(), None), |(n, c)| (n, Some(c)));
+            let (name, count) = match part.trim().split_once(':') {
+                Some((name, count)) => (name, Some(count)),
+                None => (part.trim(), None),
+            };
             let kind = kind(name).ok_or_else(|| LinksError::Kind { name: name.into() })?;
             let count = match count {
                 None if i == last => u32::MAX,
@@ -128,7 +131,11 @@ impl std::fmt::Display for Links {
 impl Crossing {
     /// Bytes per second that a sender has when `senders` ranks of its block send through the link at once.
     pub(crate) fn bandwidth(&self, senders: f64) -> f64 {
-        if self.kind.shared { self.kind.bandwidth / senders.clamp(1.0, self.block) } else { self.kind.bandwidth }
+        if self.kind.shared {
+            self.kind.bandwidth / senders.clamp(1.0, self.block)
+        } else {
+            self.kind.bandwidth
+        }
     }
 }
 

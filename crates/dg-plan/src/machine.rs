@@ -45,8 +45,8 @@ impl Engine {
     /// Its fixed costs are those fitted to compiled xDiT on H100.
     pub const THIS: Self = Self {
         exchanges: 2.0,
-        exchange_s: 53e-6,
-        hop_s: 130e-6,
+        exchange_s: 54e-6,
+        hop_s: 135e-6,
         ring_overlaps: true,
         text_with_every_patch: false,
         slowdown: 1.0,

@@ -85,8 +85,7 @@ impl Plan {
             return 0;
         }
         let at = self.layout.coords(rank);
-        let channels =
-            self.heads.of(at.ulysses as usize).len() * self.work.shape.transformer.head_dim;
+        let channels = self.heads.of(at.ulysses as usize).len() * self.work.shape.transformer.head_dim;
         let blocks = self.stages.ranges()[at.pp as usize].len();
         let values = 2 * self.segments.tokens() * channels * blocks * self.branches();
         values as u64 * self.batch_images() as u64 * self.work.dtype.bytes()

@@ -132,7 +132,9 @@ pub enum Warning {
         images: usize,
     },
     /// Fewer patches than stages.
-    #[error("num_pipeline_patch {patches} is less than the {stages} pipeline stages: stages wait for one another")]
+    #[error(
+        "num_pipeline_patch {patches} is less than the {stages} pipeline stages: stages wait for one another"
+    )]
     FewPatches {
         /// Patches.
         patches: usize,
@@ -277,7 +279,8 @@ impl Plan {
     /// are looked at: the others differ from them by a token at most, and have neither encoders nor decoder.
     pub fn largest_memory(&self) -> (u32, RankMemory) {
         let (ring, ulysses) = (self.layout.ring - 1, self.layout.ulysses - 1);
-        let ends = |pp: u32| [Coords { pp, ..Coords::default() }, Coords { pp, ring, ulysses, ..Coords::default() }];
+        let ends =
+            |pp: u32| [Coords { pp, ..Coords::default() }, Coords { pp, ring, ulysses, ..Coords::default() }];
         let ranks = (0..self.layout.pp).flat_map(ends).map(|coords| self.layout.rank(coords));
         let needs = ranks.map(|rank| (rank, self.memory(rank)));
         needs.max_by_key(|(rank, need)| (need.total(), std::cmp::Reverse(*rank))).unwrap_or_default()

@@ -126,7 +126,9 @@ impl Refusal {
         Some(match &self.cause {
             Cause::Product { need, .. } => format!("set num_gpus to {need}, or change degrees; {layouts}"),
             Cause::NoSecondBranch => {
-                format!("set true_cfg_scale above 1 and a negative_prompt, or leave CFG parallel out; {layouts}")
+                format!(
+                    "set true_cfg_scale above 1 and a negative_prompt, or leave CFG parallel out; {layouts}"
+                )
             }
             Cause::Unfilled { stages, .. } => format!(
                 "ask for at least {stages} pictures per prompt, or use --pipeline stale, which changes the picture \

@@ -80,7 +80,8 @@ pub fn valid_layouts(work: &Work, ranks: u64) -> Vec<Layout> {
             for ulysses in divisors(ranks / cfg / pp).into_iter().filter(|n| *n <= heads) {
                 let rest = ranks / cfg / pp / ulysses;
                 for ring in divisors(rest) {
-                    let [dp, cfg, pp, ring, ulysses] = [rest / ring, cfg, pp, ring, ulysses].map(|n| n as u32);
+                    let [dp, cfg, pp, ring, ulysses] =
+                        [rest / ring, cfg, pp, ring, ulysses].map(|n| n as u32);
                     found.push(Layout { dp, cfg, pp, ring, ulysses });
                 }
             }
@@ -174,7 +175,8 @@ pub fn scaling(work: &Work, ranks: u64, machine: &Machine, bounds: &Bounds) -> S
             speedup: first / best.time.run_s,
         });
     }
-    let pays = |w: &&[Scale]| w[0].run_s / w[1].run_s < PAYS.powf((w[1].ranks as f64 / w[0].ranks as f64).log2());
+    let pays =
+        |w: &&[Scale]| w[0].run_s / w[1].run_s < PAYS.powf((w[1].ranks as f64 / w[0].ranks as f64).log2());
     let stops_paying = points.windows(2).find(pays).map(|w| w[0].ranks);
     Scaling { points, stops_paying }
 }

@@ -269,10 +269,10 @@ mod tests {
         let table = SegmentTable::even(2, &PatchTable::new(7, 1).unwrap(), 3);
         let totals: Vec<_> = (0..3).map(|owner| table.tokens_of(owner)).collect();
         assert_eq!(totals, [3, 3, 3]);
-        assert_eq!(table.of(0).cloned().collect::<Vec<_>>(), [
-            segment(Kind::Text, 0..1, 0, 0),
-            segment(Kind::Image, 0..2, 0, 0)
-        ]);
+        assert_eq!(
+            table.of(0).cloned().collect::<Vec<_>>(),
+            [segment(Kind::Text, 0..1, 0, 0), segment(Kind::Image, 0..2, 0, 0)]
+        );
     }
 
     #[test]

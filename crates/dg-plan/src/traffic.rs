@@ -230,8 +230,7 @@ impl Plan {
         let ranks = u32::try_from(self.layout.replica_ranks()).unwrap_or(u32::MAX);
         for to in (0..ranks).map(|r| dp * ranks + r).filter(|r| *r != rank) {
             let coords = self.layout.coords(to);
-            let rows =
-                if coords.pp == 0 { self.segments.text_of(coords.sequence(&self.layout)) } else { 0 };
+            let rows = if coords.pp == 0 { self.segments.text_of(coords.sequence(&self.layout)) } else { 0 };
             let values = t.pooled_width + rows * t.text_width;
             traffic.send(Class::Embeds, to, self.bytes(values * images * self.branches()), 1);
         }
