@@ -7,3 +7,4 @@ mod published;
 mod refusals;
 mod scale;
 mod support;
+mod time;
