@@ -238,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_has_the_table() {
+        let page = include_str!("../../../docs/parallel.md");
+        for k in KINDS {
+            let row = format!("| `{}` | {:.0} | {} |", k.name, k.latency_s * 1e6, k.bandwidth / 1e9);
+            let line = page.lines().find(|line| line.starts_with(&row));
+            assert!(line.is_some_and(|line| line.ends_with("shared |") == k.shared), "{row}");
+        }
+    }
+
+    #[test]
     fn a_shared_link_is_shared_by_those_who_send() {
         let links = Links::parse("nvlink:8,eth100:2").unwrap();
         let eth = links.crossing(&Layout { ulysses: 8, pp: 2, ..Layout::SERIAL }, Dim::Pp).unwrap();
