@@ -1,5 +1,6 @@
 //! Bytes that a rank holds.
 
+use crate::parts::Part;
 use crate::plan::{Passes, Plan};
 use serde::Serialize;
 
@@ -8,18 +9,31 @@ use serde::Serialize;
 pub struct RankMemory {
     /// Weights of its part of the transformer.
     pub transformer: u64,
-    /// Weights of text encoders and VAE decoder, if it has them.
-    pub others: u64,
+    /// Weights of the text encoders, if it has them.
+    pub encoders: u64,
+    /// Weights of the VAE's decoder, if it has it.
+    pub decoder: u64,
     /// K and V of the whole sequence that PipeFusion keeps, for the rank's heads, in each of its blocks and branches.
     pub kv_buffers: u64,
-    /// Activations of the hungriest moment: encoding, denoising or decoding.
+    /// Activations of encoding a prompt, if it does.
+    pub encoding: u64,
+    /// Activations of denoising or decoding, whichever has more.
     pub activations: u64,
 }
 
 impl RankMemory {
-    /// All together.
+    /// The peak when all weights stay.
     pub fn total(&self) -> u64 {
-        self.transformer + self.others + self.kv_buffers + self.activations
+        self.encoders + self.resident() + self.activations.max(self.encoding)
+    }
+
+    /// The peak when encoders are there only while prompts are encoded, before all else. A run needs at least this.
+    pub fn least(&self) -> u64 {
+        (self.encoders + self.encoding).max(self.resident() + self.activations)
+    }
+
+    fn resident(&self) -> u64 {
+        self.transformer + self.decoder + self.kv_buffers
     }
 }
 
@@ -28,23 +42,26 @@ impl Plan {
     pub fn memory(&self, rank: u32) -> RankMemory {
         let shape = &self.work.shape;
         let b = self.work.dtype.bytes();
-        let weights = |transformer: bool| {
-            let parts = self.role(rank).into_iter().filter(|part| part.is_transformer() == transformer);
-            parts.map(|part| part.parameters(shape)).sum::<u64>() * b
+        let role = self.role(rank);
+        let weights = |of: fn(Part) -> bool| {
+            role.iter().filter(|part| of(**part)).map(|part| part.parameters(shape)).sum::<u64>() * b
         };
         // dg-core counts in f32
         let scaled = |bytes: u64| bytes / 4 * b;
         let mut activations = self.denoise_bytes(rank);
+        let mut encoding = 0;
         if rank == self.encoder_rank(rank) {
-            activations = activations.max(scaled(shape.t5.activation_bytes(self.work.text_tokens)));
+            encoding = scaled(shape.t5.activation_bytes(self.work.text_tokens));
         }
         if rank == self.decoder_rank(rank) {
             activations = activations.max(scaled(shape.vae.decode_bytes(self.work.size.pixels())));
         }
         RankMemory {
-            transformer: weights(true),
-            others: weights(false),
+            transformer: weights(Part::is_transformer),
+            encoders: weights(|part| matches!(part, Part::Clip | Part::T5)),
+            decoder: weights(|part| part == Part::VaeDecoder),
             kv_buffers: self.kv_bytes(rank),
+            encoding,
             activations,
         }
     }

@@ -141,6 +141,14 @@ pub enum Warning {
         /// Stages.
         stages: usize,
     },
+    /// Encoders that cannot stay.
+    #[error(
+        "rank {rank} has no room for the text encoders beside the rest: they are loaded for each batch anew"
+    )]
+    ReloadsEncoders {
+        /// The rank that encodes.
+        rank: u32,
+    },
     /// Ranks that own no token.
     #[error("the sequence has {tokens} tokens for {owners} ranks that share it: some own none")]
     EmptyShares {
@@ -275,7 +283,7 @@ impl Plan {
         parts
     }
 
-    /// The largest need of any rank, and a rank that has it. Of each stage the first and the last rank of one replica
+    /// The largest need of any rank, [`RankMemory::least`], and a rank that has it. Of each stage the first and the last rank of one replica
     /// are looked at: the others differ from them by a token at most, and have neither encoders nor decoder.
     pub fn largest_memory(&self) -> (u32, RankMemory) {
         let (ring, ulysses) = (self.layout.ring - 1, self.layout.ulysses - 1);
@@ -283,6 +291,6 @@ impl Plan {
             |pp: u32| [Coords { pp, ..Coords::default() }, Coords { pp, ring, ulysses, ..Coords::default() }];
         let ranks = (0..self.layout.pp).flat_map(ends).map(|coords| self.layout.rank(coords));
         let needs = ranks.map(|rank| (rank, self.memory(rank)));
-        needs.max_by_key(|(rank, need)| (need.total(), std::cmp::Reverse(*rank))).unwrap_or_default()
+        needs.max_by_key(|(rank, need)| (need.least(), std::cmp::Reverse(*rank))).unwrap_or_default()
     }
 }

@@ -1,7 +1,7 @@
 //! Layouts that cannot run: why, and what can.
 
 use crate::layout::Layout;
-use crate::plan::{Ask, Passes, Pipeline, Plan, Work};
+use crate::plan::{Ask, Passes, Pipeline, Plan, Warning, Work};
 use crate::search::valid_layouts;
 use crate::stages::StageError;
 use dg_core::ExitCode;
@@ -236,15 +236,18 @@ pub(crate) fn patches(work: &Work, ask: &Ask, patches: usize) -> Refusal {
     refusal(work, ask, Cause::Patches { patches, tokens: work.size.image_tokens() })
 }
 
-/// Refuses a plan of which a rank needs more than `have` bytes.
-pub(crate) fn check_memory(plan: Plan, ask: &Ask, have: u64) -> Result<Plan, Refusal> {
+/// Refuses a plan of which a rank needs more than `have` bytes even if its encoders do not stay.
+pub(crate) fn check_memory(mut plan: Plan, ask: &Ask, have: u64) -> Result<Plan, Refusal> {
     let (rank, need) = plan.largest_memory();
-    let need = need.total();
-    if need <= have {
-        return Ok(plan);
+    let need = need.least();
+    if need > have {
+        let remedies = remedies(&plan, ask, need);
+        return Err(refusal(&plan.work, ask, Cause::Memory { rank, need, have, remedies }));
     }
-    let remedies = remedies(&plan, ask, need);
-    Err(refusal(&plan.work, ask, Cause::Memory { rank, need, have, remedies }))
+    if plan.memory(0).total() > have {
+        plan.warnings.push(Warning::ReloadsEncoders { rank: 0 });
+    }
+    Ok(plan)
 }
 
 /// What needs less than `need`: a batch of one, and the thriftiest layouts of as many ranks (of twice as many,
@@ -252,7 +255,7 @@ pub(crate) fn check_memory(plan: Plan, ask: &Ask, have: u64) -> Result<Plan, Ref
 fn remedies(plan: &Plan, ask: &Ask, need: u64) -> Vec<Remedy> {
     let of = |work: &Work, layout: Layout| {
         let ask = Ask { layout, num_gpus: None, ..ask.clone() };
-        Plan::unbounded(work, &ask).ok().map(|p| p.largest_memory().1.total()).filter(|n| *n < need)
+        Plan::unbounded(work, &ask).ok().map(|p| p.largest_memory().1.least()).filter(|n| *n < need)
     };
     let mut found = Vec::new();
     let smaller = plan.layout.dp as usize;

@@ -27,7 +27,7 @@ pub struct Candidate {
     pub is_exact: bool,
     /// Predicted times.
     pub time: Prediction,
-    /// The largest need of a rank, in bytes.
+    /// The largest need of a rank in bytes, [`least`](crate::RankMemory::least).
     pub memory: u64,
     /// Whether that is allowed.
     pub fits: bool,
@@ -116,7 +116,7 @@ pub fn search(work: &Work, ranks: u64, machine: &Machine, bounds: &Bounds) -> Se
 fn candidate(work: &Work, layout: Layout, machine: &Machine, bounds: &Bounds) -> Option<Candidate> {
     let ask = Ask { pipeline: bounds.pipeline, ..Ask::layout(layout) };
     let plan = Plan::unbounded(work, &ask).ok()?;
-    let memory = plan.largest_memory().1.total();
+    let memory = plan.largest_memory().1.least();
     Some(Candidate {
         layout,
         passes: plan.passes,
@@ -129,6 +129,12 @@ fn candidate(work: &Work, layout: Layout, machine: &Machine, bounds: &Bounds) ->
 
 fn reason(candidates: &[Candidate], chosen: Option<usize>, machine: &Machine) -> String {
     let Some(at) = chosen else {
+        if let Some(stale) = candidates.iter().find(|c| c.fits) {
+            return format!(
+                "no layout that keeps the picture fits; `{}` does but changes it (--pipeline stale)",
+                stale.layout
+            );
+        }
         return match candidates.iter().map(|c| c.memory).min() {
             Some(least) => format!("no layout fits: the thriftiest needs {:.1} GiB per rank", gib(least)),
             None => "no layout can run".into(),

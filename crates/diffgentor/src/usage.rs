@@ -58,7 +58,7 @@ fn hint(e: &clap::Error, command: &str) -> String {
         ("t2i", true) => {
             format!("did you mean --prompt \"{wrong}\"? Put a prompt of several words in quotes")
         }
-        ("t2i" | "config" | "models" | "man" | "completions" | "doctor", _) => {
+        ("t2i" | "plan" | "config" | "models" | "man" | "completions" | "doctor", _) => {
             format!("see `diffgentor {command} --help`")
         }
         _ => "see `diffgentor --help`".into(),

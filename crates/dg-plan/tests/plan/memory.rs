@@ -11,12 +11,14 @@ fn one_rank_holds_what_a_serial_run_needs() {
     let shape = &work.shape;
     let denoise = shape.transformer.activation_bytes(1, 4608);
     let decode = shape.vae.decode_bytes(1024 * 1024);
-    assert_eq!(need.activations, denoise.max(decode).max(shape.t5.activation_bytes(512)));
+    assert_eq!((need.activations, need.encoding), (denoise.max(decode), shape.t5.activation_bytes(512)));
     assert_eq!(need.transformer, 11_901_408_320 * 4);
     assert_eq!(need.kv_buffers, 0);
     let alone = plan(&dev(1024), [1, 1, 1, 1, 1]).memory(0);
     // 23.8 GB of transformer, 9.5 of T5, 0.25 of CLIP, 0.1 of decoder
-    assert_eq!((alone.transformer + alone.others) / 100_000_000, 336);
+    assert_eq!((alone.transformer + alone.encoders + alone.decoder) / 100_000_000, 336);
+    // without T5 and CLIP, once they have done their work
+    assert_eq!(alone.total() - alone.least(), alone.encoders);
 }
 
 #[test]

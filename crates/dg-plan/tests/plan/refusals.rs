@@ -98,7 +98,9 @@ fn too_little_memory_lists_what_would_fit_better() {
     assert!(matches!(remedies[2].what, Change::Pipefusion(l) if l.pp > 1));
     assert!(remedies.iter().all(|r| r.need < *need));
     assert_eq!(refusal.hint().unwrap().matches("GiB per rank").count(), 3);
-    assert!(Plan::new(&work, &Ask { memory_bytes: Some(*need), ..ask([1, 1, 1, 1, 2]) }).is_ok());
+    let enough = |bytes| Plan::new(&work, &Ask { memory_bytes: Some(bytes), ..ask([1, 1, 1, 1, 2]) });
+    assert_eq!(enough(*need).unwrap().warnings, [Warning::ReloadsEncoders { rank: 0 }]);
+    assert!(enough(*need - 1).is_err() && enough(*need + (10 << 30)).unwrap().warnings.is_empty());
 }
 
 #[test]

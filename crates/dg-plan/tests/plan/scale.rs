@@ -64,4 +64,8 @@ fn a_search_that_finds_no_room_says_how_much_it_lacks() {
     let bounds = Bounds { memory_bytes: Some(1 << 30), ..Bounds::default() };
     let found = search(&dev(1024), 2, &machine, &bounds);
     assert!(found.chosen.is_none() && found.reason.contains("GiB per rank"), "{}", found.reason);
+    // half the blocks fit where all do not
+    let bounds = Bounds { memory_bytes: Some(20 << 30), ..Bounds::default() };
+    let found = search(&dev(1024), 2, &machine, &bounds);
+    assert!(found.chosen.is_none() && found.reason.contains("`pipefusion 2` does"), "{}", found.reason);
 }
