@@ -89,7 +89,7 @@ mod tests {
         check(&["t2i", "red apple"], "did you mean --prompt \"red apple\"");
         check(&["t2i", "--height", "0"], "see `diffgentor t2i --help`");
         check(&["t2", "--height", "0"], "did you mean t2i?");
-        check(&["paint"], "see `diffgentor --help`");
+        check(&["sketch"], "see `diffgentor --help`");
         check(&["completions", "bsh"], "did you mean bash?");
         check(&["t2i", "--prompt", "--seed", "5"], "behind `=`");
     }
