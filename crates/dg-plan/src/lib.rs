@@ -54,4 +54,4 @@ pub use search::{Bounds, Candidate, Scale, Scaling, Search, scaling, search};
 pub use segments::{HeadSplit, Kind, Segment, SegmentError, SegmentTable};
 pub use stages::{Balance, StageError, StageTable};
 pub use time::Prediction;
-pub use traffic::{Class, Tally, Traffic};
+pub use traffic::{Class, Traffic};

@@ -283,8 +283,9 @@ impl Plan {
         parts
     }
 
-    /// The largest need of any rank, [`RankMemory::least`], and a rank that has it. Of each stage the first and the last rank of one replica
-    /// are looked at: the others differ from them by a token at most, and have neither encoders nor decoder.
+    /// The largest need of any rank, [`RankMemory::least`], and a rank that has it. Of each stage the first and the
+    /// last rank of one replica are looked at: the others differ from them by a token at most, and have neither
+    /// encoders nor decoder.
     pub fn largest_memory(&self) -> (u32, RankMemory) {
         let (ring, ulysses) = (self.layout.ring - 1, self.layout.ulysses - 1);
         let ends =

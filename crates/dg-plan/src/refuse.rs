@@ -120,10 +120,13 @@ impl Refusal {
     }
 
     /// What to do instead.
-    pub fn hint(&self) -> Option<String> {
+    pub fn hint(&self) -> String {
         let nearest: Vec<String> = self.nearest.iter().map(|l| format!("`{l}`")).collect();
-        let layouts = format!("nearest layouts of {} ranks: {}", self.num_gpus, nearest.join(", "));
-        Some(match &self.cause {
+        let layouts = match nearest.is_empty() {
+            true => format!("no layout of {} ranks can run", self.num_gpus),
+            false => format!("nearest layouts of {} ranks: {}", self.num_gpus, nearest.join(", ")),
+        };
+        match &self.cause {
             Cause::Product { need, .. } => format!("set num_gpus to {need}, or change degrees; {layouts}"),
             Cause::NoSecondBranch => {
                 format!(
@@ -140,9 +143,8 @@ impl Refusal {
                 let lines: Vec<String> = remedies.iter().map(ToString::to_string).collect();
                 lines.join("; ")
             }
-            _ if self.nearest.is_empty() => return None,
             _ => layouts,
-        })
+        }
     }
 }
 

@@ -116,34 +116,23 @@ impl Class {
 }
 
 /// What one rank sends, by class. A class without a message is absent.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Traffic(pub BTreeMap<Class, Tally>);
-
-/// Bytes and messages of one class.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tally {
-    /// Payload bytes.
-    pub bytes: u64,
-    /// Messages.
-    pub messages: u64,
-    /// Payload bytes by receiving rank.
-    pub to: BTreeMap<u32, u64>,
-}
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Traffic(pub BTreeMap<Class, Sent>);
 
 impl Traffic {
     /// Bytes of a class.
     pub fn bytes(&self, class: Class) -> u64 {
-        self.0.get(&class).map_or(0, |tally| tally.bytes)
+        self.0.get(&class).map_or(0, |sent| sent.bytes)
     }
 
     /// Messages of a class.
     pub fn messages(&self, class: Class) -> u64 {
-        self.0.get(&class).map_or(0, |tally| tally.messages)
+        self.0.get(&class).map_or(0, |sent| sent.messages)
     }
 
     /// Bytes of all classes.
     pub fn total(&self) -> u64 {
-        self.0.values().map(|tally| tally.bytes).sum()
+        self.0.values().map(|sent| sent.bytes).sum()
     }
 
     /// Adds what `other` has, `times` times.
@@ -161,20 +150,19 @@ impl Traffic {
         }
     }
 
-    /// As the report has it.
-    pub fn reported(&self) -> BTreeMap<String, Sent> {
-        let sent = |t: &Tally| Sent { bytes: t.bytes, messages: t.messages, to: t.to.clone() };
-        self.0.iter().map(|(class, tally)| (class.name().to_string(), sent(tally))).collect()
+    /// Bytes by name of the class, as the report has them in `predicted`.
+    pub fn predicted(&self) -> BTreeMap<String, u64> {
+        self.0.iter().map(|(class, sent)| (class.name().to_string(), sent.bytes)).collect()
     }
 
     fn send(&mut self, class: Class, to: u32, bytes: u64, times: u64) {
         if bytes * times == 0 {
             return;
         }
-        let tally = self.0.entry(class).or_default();
-        tally.bytes += bytes * times;
-        tally.messages += times;
-        *tally.to.entry(to).or_default() += bytes * times;
+        let sent = self.0.entry(class).or_default();
+        sent.bytes += bytes * times;
+        sent.messages += times;
+        *sent.to.entry(to).or_default() += bytes * times;
     }
 }
 

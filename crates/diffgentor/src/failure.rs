@@ -48,7 +48,7 @@ impl From<dg_flux::ModelError> for Failure {
 
 impl From<dg_plan::Refusal> for Failure {
     fn from(e: dg_plan::Refusal) -> Self {
-        Self { exit: e.exit(), message: e.to_string(), hint: e.hint() }
+        Self { exit: e.exit(), message: e.to_string(), hint: Some(e.hint()) }
     }
 }
 

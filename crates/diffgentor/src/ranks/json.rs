@@ -1,7 +1,7 @@
 //! A plan for programs.
 
 use super::{Planned, node, usual_step};
-use dg_plan::{Part, Plan, Traffic};
+use dg_plan::{Part, Plan};
 use serde_json::{Value, json};
 
 /// The plan as one object.
@@ -51,8 +51,8 @@ fn of_rank(p: &Planned, rank: u32) -> Value {
             "kv_buffers": memory.kv_buffers, "encoding": memory.encoding, "activations": memory.activations,
             "total": memory.total(), "least": memory.least(),
         },
-        "sent_per_step": reported(&plan.sent_in_step(rank, images, usual_step(plan))),
-        "sent_per_batch": reported(&plan.sent(rank, images)),
+        "sent_per_step": plan.sent_in_step(rank, images, usual_step(plan)),
+        "sent_per_batch": plan.sent(rank, images),
     })
 }
 
@@ -65,10 +65,6 @@ fn parts(plan: &Plan, rank: u32) -> Vec<Part> {
         )
     };
     plan.role(rank).into_iter().filter(|part| !is_block(part)).collect()
-}
-
-fn reported(traffic: &Traffic) -> Value {
-    json!(traffic.reported())
 }
 
 /// Version of the object; grows when a field changes its meaning.
