@@ -10,7 +10,7 @@
 //! - [`traffic`]: what is sent by whom, byte for byte; the rules that strategies follow
 //! - [`memory`], [`time`]: bytes per rank, predicted seconds
 //! - [`links`], [`machine`]: what ranks run on; [`known`]: shapes of published models
-//! - [`search`]: all layouts of a number of ranks, ranked
+//! - [`mod@search`]: all layouts of a number of ranks, ranked
 //!
 //! ```
 //! use dg_core::ImageSize;
