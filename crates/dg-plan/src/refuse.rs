@@ -67,8 +67,8 @@ pub enum Cause {
     },
     /// The exact pipeline has too little to do.
     #[error(
-        "pipeline exact: a request of {images} pictures and {branches} branches here gives {} streams, fewer than the \
-         {stages} stages",
+        "pipeline exact: pictures of a request × branches of a rank = {images} × {branches} = {} streams, fewer than \
+         the {stages} stages",
         images * branches
     )]
     Unfilled {
@@ -190,7 +190,7 @@ fn nearest(work: &Work, asked: &Layout, ranks: u64) -> Vec<Layout> {
     };
     let mut all = valid_layouts(work, ranks);
     // replicas without a picture are legal, but no advice
-    all.retain(|l| l.dp as usize <= work.images.max(asked.dp as usize));
+    all.retain(|l| l != asked && l.dp as usize <= work.images.max(asked.dp as usize));
     all.sort_by(|a, b| distance(a).total_cmp(&distance(b)).then_with(|| b.ulysses.cmp(&a.ulysses)));
     all.truncate(NEAREST);
     all

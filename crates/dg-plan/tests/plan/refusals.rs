@@ -20,6 +20,7 @@ fn refused(work: &Work, ask: &Ask) -> Refusal {
     );
     assert!(refusal.to_string().contains(&named), "{refusal}");
     // what is offered can run
+    assert!(!refusal.nearest.contains(&l), "{refusal:?}");
     for layout in &refusal.nearest {
         let ask = Ask { num_gpus: Some(refusal.num_gpus), ..Ask::layout(*layout) };
         Plan::new(work, &ask).unwrap();
