@@ -303,6 +303,7 @@ const FLOORS: [(&str, u8); 11] = [
     ("dg-config", 1),
     ("dg-hub", 1),
     ("dg-map", 1),
+    ("dg-plan", 1),
     ("dg-demo", 2),
     ("dg-flux", 2),
     ("dg-kernels", 2),
@@ -353,7 +354,7 @@ const ROOT: [&str; 10] = [
     "tests",
 ];
 
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
@@ -362,6 +363,7 @@ const DOCUMENTS: [&str; 8] = [
     "docs/demo-model.md",
     "docs/models.md",
     "docs/numerics.md",
+    "docs/parallel.md",
 ];
 
 /// What a walk without git leaves out.

@@ -5,6 +5,7 @@ mod config;
 mod hub;
 mod output;
 mod place;
+mod plan;
 mod prompts;
 mod resume;
 mod signals;

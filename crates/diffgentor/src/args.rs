@@ -5,6 +5,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use dg_config::{Key, Kind, SETTINGS, Setting, Value};
+use dg_plan::Device;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -24,6 +25,9 @@ pub(crate) enum Command {
     /// Make pictures from text.
     #[command(name = "t2i", after_help = T2I_END, max_term_width = 100, args_override_self = true)]
     T2i(Box<T2iArgs>),
+    /// Show what many ranks would own, send and need; nothing is run, and no weights are read.
+    #[command(after_help = PLAN_END, max_term_width = 100, args_override_self = true)]
+    Plan(Box<PlanArgs>),
     /// Show settings and where they come from.
     Config(ConfigArgs),
     /// Check this machine.
@@ -91,6 +95,128 @@ pub(crate) struct T2iArgs {
     pub(crate) common: Common,
 }
 
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Flags that are settings.
+    #[command(flatten)]
+    pub(crate) flags: PlanFlags,
+    /// Pictures of the run. Default: num_images_per_prompt.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = PICTURE)]
+    pub(crate) images: Option<u32>,
+    /// Share out blocks so that stages take equal time, or so that the heaviest has as little as possible.
+    #[arg(long = "stage_balance", value_name = "WHAT", value_enum, default_value_t = StageBalance::Time, help_heading = RANKS)]
+    pub(crate) stage_balance: StageBalance,
+    /// How ranks are connected, from the inside out: KIND:COUNT,KIND:COUNT. The kinds are in docs/parallel.md.
+    /// Default: what usually goes with the device.
+    #[arg(long, value_name = "LINKS", help_heading = RANKS)]
+    pub(crate) links: Option<String>,
+    /// What each rank computes on.
+    #[arg(long = "rank_device", value_name = "NAME", value_parser = rank_device(), default_value = "h100", help_heading = RANKS)]
+    pub(crate) rank_device: Device,
+    /// GiB that a rank may use. Default: the memory of the device.
+    #[arg(long = "rank_memory", value_name = "GIB", value_parser = gib, help_heading = RANKS)]
+    pub(crate) rank_memory: Option<u64>,
+    /// Form of the plan.
+    #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = PlanForm::Text, help_heading = "Output")]
+    pub(crate) output: PlanForm,
+    /// What the settings are read from, and how much is told.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// How blocks are shared out among stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StageBalance {
+    /// Equal times.
+    Time,
+    /// The lightest heaviest stage.
+    Memory,
+}
+
+/// Form of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlanForm {
+    /// For reading.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+const PICTURE: &str = "The picture";
+const RANKS: &str = "Ranks";
+
+fn rank_device() -> impl TypedValueParser<Value = Device> {
+    let words = PossibleValuesParser::new(dg_plan::machine::DEVICES.map(|device| device.name));
+    words.map(|name| dg_plan::machine::device(&name).expect("the words are their names"))
+}
+
+fn gib(text: &str) -> Result<u64, String> {
+    let gib: Option<f64> = text.parse().ok().filter(|gib| (0.001..=1e6).contains(gib));
+    gib.map(|gib| (gib * f64::from(1u32 << 30)) as u64)
+        .ok_or_else(|| "expected GiB from 0.001 to 1000000".into())
+}
+
+/// The flags of `plan` that were given: settings that tell the work and the degrees.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PlanFlags(pub(crate) Vec<(Key, Value)>);
+
+impl PlanFlags {
+    /// The settings that `plan` has flags for.
+    pub(crate) fn settings() -> impl Iterator<Item = &'static Setting> {
+        let degree = |s: &&Setting| s.section == "parallel" && !s.flag || s.key == Key::NumGpus;
+        let work = |s: &&Setting| {
+            matches!(s.section, "generate" | "model") && !NOT_PLANNED.contains(&s.key) || s.key == Key::Quiet
+        };
+        SETTINGS.iter().filter(move |s| degree(s) || work(s))
+    }
+}
+
+/// What neither changes who owns what nor how long it takes.
+const NOT_PLANNED: [Key; 5] =
+    [Key::GuidanceScale, Key::Seed, Key::TimeDtype, Key::EnableVaeTiling, Key::EnableVaeSlicing];
+
+impl FromArgMatches for PlanFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(Self::settings().filter_map(|s| given(matches, s)).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for PlanFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let of_ranks = |s: &'static Setting| match s.section {
+            "parallel" => plan_flag(s),
+            _ => flag(s),
+        };
+        Self::settings().fold(command, |command, s| command.arg(of_ranks(s)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+fn plan_flag(s: &'static Setting) -> Arg {
+    let arg = flag(s).help_heading(RANKS).aliases(s.aliases.iter().copied());
+    match s.key {
+        Key::NumGpus => arg.help(
+            "Ranks. With this alone, the best layout is looked for; without it, as many as the degrees need.",
+        ),
+        _ => arg,
+    }
+}
+
+fn given(matches: &ArgMatches, s: &Setting) -> Option<(Key, Value)> {
+    let from_user = matches.value_source(s.name) == Some(ValueSource::CommandLine);
+    let value = matches.get_one::<Value>(s.name).filter(|_| from_user)?;
+    Some((s.key, value.clone()))
+}
+
 /// Arguments of `config`.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
@@ -108,7 +234,7 @@ pub(crate) enum ConfigAction {
 }
 
 /// Arguments that are no settings.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Common {
     /// Settings from a TOML file; also DG_CONFIG.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "The machine")]
@@ -124,12 +250,7 @@ pub(crate) struct SettingFlags(pub(crate) Vec<(Key, Value)>);
 
 impl FromArgMatches for SettingFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = SETTINGS.iter().filter(|s| s.flag).filter_map(|s| {
-            let from_user = matches.value_source(s.name) == Some(ValueSource::CommandLine);
-            let value = matches.get_one::<Value>(s.name).filter(|_| from_user)?;
-            Some((s.key, value.clone()))
-        });
-        Ok(Self(given.collect()))
+        Ok(Self(SETTINGS.iter().filter(|s| s.flag).filter_map(|s| given(matches, s)).collect()))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -237,6 +358,21 @@ Examples:
 Flags may be written with hyphens too (--batch-size). Every flag has an environment variable,
 DG_T2I_BATCH_SIZE for --batch_size, and most have a TOML key; flags win, then the environment,
 then --config, then the model's own defaults. `diffgentor config show` shows who won.
+
+",
+    exit_codes!()
+);
+
+/// Examples and exit codes below the flags of `plan`.
+const PLAN_END: &str = concat!(
+    "\
+Examples:
+  diffgentor plan --model_name FLUX.1-dev --num_gpus 16 --links nvlink:8,eth100:2
+  diffgentor plan --model_name FLUX.1-dev --ulysses_degree 4 --pipefusion_degree 2 -o json
+  diffgentor plan --model_name FLUX.1-schnell --num_gpus 4 --rank_device l20 --links pcie4
+
+The shapes of FLUX.1-dev and FLUX.1-schnell are built in. Degrees also come from --config and from
+DG_XDIT_*. What is printed is planned: this version runs on one rank.
 
 ",
     exit_codes!()

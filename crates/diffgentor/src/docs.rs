@@ -104,7 +104,7 @@ fn section(command: &Command, out: &mut String) {
             let _ = writeln!(out, "- `{}`: {}", usage(arg), help(arg));
         }
     }
-    if name.ends_with("t2i") {
+    if name.ends_with("t2i") || name.ends_with("plan") {
         let end = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         let examples = end.split("\n\n").next().unwrap_or("").trim_start_matches("Examples:\n");
         let _ = write!(out, "\n{}\n", code(examples));

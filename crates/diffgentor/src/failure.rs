@@ -46,6 +46,12 @@ impl From<dg_flux::ModelError> for Failure {
     }
 }
 
+impl From<dg_plan::Refusal> for Failure {
+    fn from(e: dg_plan::Refusal) -> Self {
+        Self { exit: e.exit(), message: e.to_string(), hint: Some(e.hint()) }
+    }
+}
+
 impl From<dg_runtime::StartError> for Failure {
     fn from(e: dg_runtime::StartError) -> Self {
         Self { exit: e.exit(), message: e.to_string(), hint: e.hint() }

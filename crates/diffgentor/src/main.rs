@@ -7,6 +7,7 @@
 //! - `prompts`, `recorded`, `names`, `plan`: prompts → requests, file names and batches; no IO but reading
 //! - `engine`: the one door to the runtime
 //! - `prepare`, `run`, `batches`, `output`, `progress`, `report`, `signals`: doing it
+//! - `ranks`: `diffgentor plan`, what many ranks would do
 //! - `machine`, `doctor`: what this machine has
 //! - `docs`: man pages, completions and `docs/cli.md` from the same definitions as `--help`
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ mod plan;
 mod prepare;
 mod progress;
 mod prompts;
+mod ranks;
 mod recorded;
 mod report;
 mod run;
@@ -65,6 +67,7 @@ fn dispatch() -> Result<ExitCode, Failure> {
         Command::Doctor { json } => doctor::doctor(json),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir, format } => docs::man(dir.as_deref(), format),
+        Command::Plan(args) => ranks::plan(&args),
         Command::Models { action, json } => models::command(&action.unwrap_or_default(), json),
     }
 }

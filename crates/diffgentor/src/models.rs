@@ -6,8 +6,8 @@ use crate::hub::{self, HubAsk};
 use crate::output::printer::print;
 use crate::{engine, known, machine};
 use dg_config::suggest;
-use dg_core::{ExitCode, Recipe};
-use dg_flux::{ModelRepo, ModelSource};
+use dg_core::{ExitCode, GenerationDefaults, ModelShape, Recipe};
+use dg_flux::{ModelConfig, ModelRepo, ModelSource};
 use std::path::{Path, PathBuf};
 
 /// What a model's name stands for.
@@ -39,6 +39,26 @@ pub(crate) fn open(name: &str, ask: &HubAsk<'_>) -> Result<ModelRepo, Failure> {
         }
         Place::Hub(id) => Ok(ModelRepo::open(ModelSource::Folder(hub::fetch(&id, ask)?), &id)?),
     }
+}
+
+/// The shape of the model that goes by `name`, and what it says about itself. Configs are enough: weights need not be
+/// there, and published models need no files at all.
+pub(crate) fn shape(name: &str, ask: &HubAsk<'_>) -> Result<(ModelShape, GenerationDefaults), Failure> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let source = match place(name, home.as_deref(), &|p| p.is_dir())? {
+        Place::Folder(path) => ModelSource::Folder(path),
+        Place::Hub(id) => match dg_plan::known::published(&id) {
+            Some(shape) => return Ok((shape, GenerationDefaults::default())),
+            None => ModelSource::Folder(hub::fetch(&id, ask)?),
+        },
+        Place::Demo => {
+            let repo = open(name, ask)?;
+            return Ok((repo.shape().clone(), repo.defaults().clone()));
+        }
+    };
+    let file = "generation_config.json";
+    let defaults = if source.has(file) { source.json(file)? } else { GenerationDefaults::default() };
+    Ok((ModelConfig::read(&source)?.shape, defaults))
 }
 
 /// Opens the model of a recorded picture: by its name, or else where its hash was seen before.

@@ -58,7 +58,7 @@ fn hint(e: &clap::Error, command: &str) -> String {
         ("t2i", true) => {
             format!("did you mean --prompt \"{wrong}\"? Put a prompt of several words in quotes")
         }
-        ("t2i" | "config" | "models" | "man" | "completions" | "doctor", _) => {
+        ("t2i" | "plan" | "config" | "models" | "man" | "completions" | "doctor", _) => {
             format!("see `diffgentor {command} --help`")
         }
         _ => "see `diffgentor --help`".into(),
@@ -89,7 +89,7 @@ mod tests {
         check(&["t2i", "red apple"], "did you mean --prompt \"red apple\"");
         check(&["t2i", "--height", "0"], "see `diffgentor t2i --help`");
         check(&["t2", "--height", "0"], "did you mean t2i?");
-        check(&["paint"], "see `diffgentor --help`");
+        check(&["sketch"], "see `diffgentor --help`");
         check(&["completions", "bsh"], "did you mean bash?");
         check(&["t2i", "--prompt", "--seed", "5"], "behind `=`");
     }

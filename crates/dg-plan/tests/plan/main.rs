@@ -1,0 +1,10 @@
+//! Plans as their users see them.
+
+mod bytes;
+mod keys;
+mod memory;
+mod published;
+mod refusals;
+mod scale;
+mod support;
+mod time;

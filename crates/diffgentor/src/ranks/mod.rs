@@ -1,0 +1,165 @@
+//! `diffgentor plan`: what many ranks would own, send and need. Nothing is run, and no weights are read.
+
+mod json;
+mod text;
+
+use crate::args::{PlanArgs, PlanForm, SettingFlags, StageBalance, T2iArgs};
+use crate::failure::Failure;
+use crate::hub::HubAsk;
+use crate::output::printer::print;
+use crate::{log, models, setup};
+use dg_config::{Key, Settings};
+use dg_core::{DType, ExitCode, ImageSize};
+use dg_plan::{
+    Ask, Balance, Bounds, Layout, Links, LinksError, Machine, Pipeline, Plan, Scaling, Search, Work,
+};
+
+/// A plan with all that is told about it.
+struct Planned {
+    /// The model as it was named.
+    model: String,
+    /// The layout and its tables.
+    plan: Plan,
+    /// What it was planned for.
+    machine: Machine,
+    /// How the layout was found, if it was not given.
+    search: Option<Search>,
+    /// How far more ranks help, if the layout was looked for.
+    scaling: Option<Scaling>,
+}
+
+/// Plans and prints.
+pub(crate) fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
+    let flags = SettingFlags(args.flags.0.clone());
+    let common = T2iArgs { flags, common: args.common.clone() };
+    let mut layers = setup::layers(&common)?;
+    let settings = layers.resolve();
+    let model = settings.text(Key::ModelName).unwrap_or(models::DEMO).to_string();
+    let ask = HubAsk {
+        local_files_only: settings.switch(Key::LocalFilesOnly),
+        revision: settings.text(Key::Revision),
+        silent: settings.switch(Key::Quiet),
+    };
+    let (shape, defaults) = models::shape(&model, &ask)?;
+    layers
+        .add_model(shape.transformer.guidance_embeds, &defaults)
+        .map_err(|e| Failure::config(format!("model {model}: {e}")).hint("correct the file, or remove it"))?;
+    let settings = layers.resolve();
+    let machine = machine(args)?;
+    let size = ImageSize::fit(settings.integer(Key::Width) as u32, settings.integer(Key::Height) as u32);
+    let (size, rounded) = size.map_err(|e| Failure::config(e.to_string()))?;
+    rounded.iter().for_each(|note| log::warn_once(note.to_string()));
+    let work = work(&settings, args, Work::one(shape, size));
+    let planned = planned(model, work, &settings, args, machine)?;
+    planned.plan.warnings.iter().for_each(|warning| log::warn_once(warning.to_string()));
+    let is_read = match args.output {
+        PlanForm::Json => print(&json::object(&planned).to_string()),
+        PlanForm::Text => print(&text::page(&planned)),
+    };
+    tracing::debug!("printed: {is_read}");
+    Ok(ExitCode::Ok)
+}
+
+impl From<LinksError> for Failure {
+    fn from(e: LinksError) -> Self {
+        Self::usage(format!("--links: {e}"))
+            .hint("write KIND:COUNT from the inside out, as in nvlink:8,eth100:2")
+    }
+}
+
+fn machine(args: &PlanArgs) -> Result<Machine, Failure> {
+    let usual = match args.rank_device.name {
+        "cpu" => "memory",
+        "h100" => "nvlink:8,eth100",
+        "a100" => "nvlink3:8,eth100",
+        "rtx4090" => "pcie4host:8,eth10",
+        _ => "pcie4:8,eth100",
+    };
+    Ok(Machine::new(args.rank_device, Links::parse(args.links.as_deref().unwrap_or(usual))?))
+}
+
+fn work(settings: &Settings, args: &PlanArgs, one: Work) -> Work {
+    let request_images = settings.integer(Key::NumImagesPerPrompt) as usize;
+    let dtype = match settings.text(Key::Dtype) {
+        Some("float32") => DType::Float32,
+        Some("bfloat16") => DType::Bfloat16,
+        _ if args.rank_device.name == "cpu" => DType::Float32,
+        _ => DType::Bfloat16,
+    };
+    Work {
+        text_tokens: settings.integer(Key::MaxSequenceLength) as usize,
+        steps: settings.integer(Key::NumInferenceSteps) as usize,
+        images: args.images.map_or(request_images, |n| n as usize),
+        request_images,
+        batch: settings.integer(Key::BatchSize) as usize,
+        true_cfg: settings.number(Key::TrueCfgScale) > 1.0 && settings.text(Key::NegativePrompt).is_some(),
+        dtype,
+        ..one
+    }
+}
+
+/// The layout that was asked for, or the best one when only a number of ranks was.
+fn planned(
+    model: String,
+    work: Work,
+    settings: &Settings,
+    args: &PlanArgs,
+    machine: Machine,
+) -> Result<Planned, Failure> {
+    let mut ask = ask(settings, args, &machine);
+    let degrees = [Key::DataParallelDegree, Key::UlyssesDegree, Key::RingDegree, Key::PipefusionDegree];
+    let is_given = degrees.iter().chain([&Key::UseCfgParallel]).any(|key| settings.is_asked(*key));
+    let ranks = ask.num_gpus.unwrap_or(1);
+    let (mut search, mut scaling) = (None, None);
+    if !is_given && ranks > 1 {
+        let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
+        let found = dg_plan::search(&work, ranks, &machine, &bounds);
+        // without one that fits, the thriftiest tells by how much
+        let thriftiest = || found.candidates.iter().min_by_key(|c| c.memory);
+        let best = found.chosen.map(|i| &found.candidates[i]).or_else(thriftiest);
+        ask.layout = best.map_or(ask.layout, |c| c.layout);
+        scaling = Some(dg_plan::scaling(&work, ranks, &machine, &bounds));
+        search = Some(found);
+    }
+    let plan = Plan::new(&work, &ask)?;
+    Ok(Planned { model, plan, machine, search, scaling })
+}
+
+fn ask(settings: &Settings, args: &PlanArgs, machine: &Machine) -> Ask {
+    let degree = |key: Key| settings.integer(key) as u32;
+    let layout = Layout {
+        dp: degree(Key::DataParallelDegree),
+        cfg: 1 + u32::from(settings.switch(Key::UseCfgParallel)),
+        pp: degree(Key::PipefusionDegree),
+        ring: degree(Key::RingDegree),
+        ulysses: degree(Key::UlyssesDegree),
+    };
+    Ask {
+        num_gpus: settings.is_asked(Key::NumGpus).then(|| settings.integer(Key::NumGpus)),
+        patches: settings.integer_if_any(Key::NumPipelinePatch).map(|n| n as usize),
+        warmup: settings.integer(Key::WarmupSteps) as usize,
+        pipeline: match settings.text(Key::Pipeline) {
+            Some("exact") => Pipeline::Exact,
+            Some("stale") => Pipeline::Stale,
+            _ => Pipeline::Auto,
+        },
+        balance: match args.stage_balance {
+            StageBalance::Time => Balance::Time,
+            StageBalance::Memory => Balance::Memory,
+        },
+        memory_bytes: Some(args.rank_memory.unwrap_or(machine.device.memory_bytes)),
+        ..Ask::layout(layout)
+    }
+}
+
+/// Steps of which one sends what all like it do: the second, if there is one, because the first may warm up.
+fn usual_step(plan: &Plan) -> usize {
+    plan.warmup.min(plan.work.steps.saturating_sub(1))
+}
+
+/// The node of a rank, counted from 0: what the outermost link joins.
+fn node(machine: &Machine, rank: u32) -> u32 {
+    let levels = machine.links.levels();
+    let inner = levels[..levels.len() - 1].iter().fold(1u32, |n, level| n.saturating_mul(level.count));
+    if levels.len() == 1 { 0 } else { rank / inner }
+}
