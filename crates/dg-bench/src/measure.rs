@@ -112,7 +112,13 @@ fn cpu_name() -> String {
         let line = text.lines().find(|l| l.starts_with(key));
         line.and_then(|l| l.split_once(": ")).map_or("?", |(_, v)| v).to_owned()
     };
-    let wide = if text.contains("avx512_bf16") { "AVX-512 BF16" } else { "AVX2" };
+    let has = |flag: &str| text.contains(flag);
+    let wide = match (has("avx512_bf16"), has("avx512f"), has("avx2")) {
+        (true, ..) => "AVX-512 BF16",
+        (_, true, _) => "AVX-512",
+        (_, _, true) => "AVX2",
+        _ => "no AVX2",
+    };
     format!("{} family {} model {}, {wide}", field("model name"), field("cpu family"), field("model\t"))
 }
 

@@ -2,8 +2,8 @@
 //!
 //! They do not depend on the latents. So they are computed ahead of the denoising loop, for many
 //! steps in one product per layer: each weight is read once instead of once per step. In FLUX.1 27 %
-//! of all weights are here, and their pages are given back before the first step. A row has the same
-//! bits however many are computed together.
+//! of all weights are here, and their pages are given back after the last such product. A row has the
+//! same bits however many are computed together.
 //!
 //! Shapes: r rows, one per image (and CFG branch) and step; D = heads · head_dim.
 

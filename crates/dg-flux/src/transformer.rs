@@ -77,6 +77,7 @@ impl Transformer {
         watch: &mut dyn Watch,
     ) -> Result<Tensor<3>, Cancelled> {
         let (p, m) = (self.precision, inputs.modulations);
+        assert!(m.double.len() == self.double.len() && m.single.len() == self.single.len(), "other blocks");
         watch.see("temb", &m.conditioning.clone().unsqueeze_dim(0));
         let mut image = self.x_embedder.forward(inputs.x);
         let mut text = self.context_embedder.forward(inputs.text);

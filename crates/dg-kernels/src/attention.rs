@@ -11,7 +11,11 @@ use rayon::prelude::*;
 /// `q` `[b, sq, h, d]`, `k` and `v` `[b, sk, h, d]` (views are read where they are if their last
 /// dimension is dense) -> the output `[b, sq, h, d]`, rounded once, and the natural logarithm of every
 /// row's sum of exponentials, `[b, h, sq]`, never rounded. Without keys: zeros and -inf. A row's bits
-/// do not depend on which other queries, heads and images are computed with it.
+/// do not depend on which other queries, heads and images are computed with it. A row whose scores are all
+/// -inf is NaN.
+///
+/// # Panics
+/// When shapes do not match.
 pub fn attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -40,19 +44,24 @@ pub fn attention_segments(
     assert!(!k.is_empty() && k.len() == v.len(), "{} segments of keys, {} of values", k.len(), v.len());
     assert!(k.iter().zip(&v).all(|(k, v)| k.dims() == v.dims()), "keys and values do not match");
     let filled = |all: &[Tensor<4>]| all.iter().filter(|t| t.dims()[1] > 0).cloned().collect::<Vec<_>>();
-    let (some_k, some_v) = (filled(&k), filled(&v));
-    let all = q.iter().chain(&some_k).chain(&some_v);
-    let cpu =
-        plug::cpu().filter(|_| !some_k.is_empty() && all.into_iter().all(|t| plug::native(t).is_some()));
-    let Some(cpu) = cpu else { return reference::attention_segments(q, k, v, scale, p) };
-    let held = [q, some_k, some_v].map(|all| all.into_iter().map(plug::rows).collect::<Vec<_>>());
+    let (some_q, some_k, some_v) = (filled(&q), filled(&k), filled(&v));
+    let all = some_q.iter().chain(&some_k).chain(&some_v);
+    let kernels =
+        !some_q.is_empty() && !some_k.is_empty() && all.into_iter().all(|t| plug::native(t).is_some());
+    let Some(cpu) = plug::cpu().filter(|_| kernels) else {
+        return reference::attention_segments(q, k, v, scale, p);
+    };
+    let held = [some_q, some_k, some_v].map(|all| all.into_iter().map(plug::rows).collect::<Vec<_>>());
     let [queries, keys, values] = held.each_ref().map(|all| all.iter().map(plug::view).collect::<Vec<_>>());
     let [b, _, h, d] = queries[0].dims;
     let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
     assert!(queries.iter().chain(&keys).all(alike), "q and k do not match");
     let results = cpu.attention(&Attention { queries: &queries, keys: &keys, values: &values }, scale, p);
-    let tensors = results.into_iter().zip(&queries).map(|((out, lse), q)| {
-        let sq = q.dims[1];
+    let mut results = results.into_iter();
+    let tensors = q.iter().map(|q| {
+        let sq = q.dims()[1];
+        let none = || (Vec::new(), Vec::new());
+        let (out, lse) = if sq == 0 { none() } else { results.next().expect("a result for each segment") };
         (plug::tensor(out, [b, sq, h, d]), plug::tensor(lse, [b, h, sq]))
     });
     tensors.collect()

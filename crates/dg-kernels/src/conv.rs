@@ -1,4 +1,4 @@
-//! Convolutions straight from and to `[b, c, h, w]`.
+//! Convolutions straight from and to `[b, c, h, w]`. All panic when weight, bias or residual do not fit.
 
 use crate::plug;
 use crate::simd::{Convolution, Finish, Product, Right, Rows, Sampling};
@@ -52,6 +52,11 @@ pub fn conv3x3_stride2(x: Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>, p: Pr
 pub fn conv1x1(x: Tensor<4>, weight: &Tensor<4>, bias: &Tensor<1>, p: Precision) -> Tensor<4> {
     let Some(cpu) = plug::native(&x) else { return reference::conv1x1(x, weight, bias, p) };
     let ([b, c, h, w], o, plane) = (x.dims(), weight.dims()[0], x.dims()[2] * x.dims()[3]);
+    assert!(
+        weight.dims() == [o, c, 1, 1] && bias.dims() == [o],
+        "a weight {:?} for {c} channels",
+        weight.dims()
+    );
     let (x, weight, bias) = (plug::contiguous(x), plug::weight(weight), plug::small(bias));
     let weight = Rows { values: plug::values(&weight), stride: c, width: c };
     let mut out = vec![0f32; b * o * plane];
@@ -73,7 +78,11 @@ fn convolve(
 ) -> Tensor<4> {
     let cpu = plug::native(&x).expect("checked by the callers");
     let ([b, c, h, w], o) = (x.dims(), weight.dims()[0]);
-    assert!(weight.dims() == [o, c, 3, 3], "a weight {:?} for {c} channels", weight.dims());
+    assert!(
+        weight.dims() == [o, c, 3, 3] && bias.dims() == [o],
+        "a weight {:?} for {c} channels",
+        weight.dims()
+    );
     let [oh, ow] = sampling.result(h, w);
     let (x, weight, bias) = (plug::contiguous(x), plug::weight(weight), plug::small(bias));
     let residual = residual.map(|r| {

@@ -9,7 +9,8 @@
 //! `ThreadPool::install` confines a caller to its own.
 //!
 //! With the kernels a result's bits depend neither on the machine nor on the number of threads nor on which
-//! other rows or images are computed in the same call.
+//! other rows or images are computed in the same call. (Logarithms, of [`attention()`]'s sums, and
+//! [`merge_partials`] ask the C library: its last bit may differ from system to system.)
 //!
 //! # Layout
 //! - `precision`: [`Precision`]

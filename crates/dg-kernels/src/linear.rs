@@ -1,4 +1,5 @@
-//! Linear layers over weights as they lie in the file.
+//! Linear layers over weights as they lie in the file. All panic when weight, bias, gate or residual do not
+//! fit the input.
 
 use crate::plug;
 use crate::simd::{Cpu, Finish, Layer, Product, Right, Rows, Unary, Values};

@@ -13,7 +13,7 @@ pub fn attention(
     p: Precision,
 ) -> (Tensor<4>, Tensor<3>) {
     let ([b, sq, h, d], kind, device) = (q.dims(), q.dtype(), q.device());
-    if k.dims()[1] == 0 {
+    if k.dims()[1] == 0 || sq == 0 {
         let lse = Tensor::full([b, h, sq], f32::NEG_INFINITY, (&device, DType::F32));
         return (Tensor::zeros([b, sq, h, d], (&device, kind)), lse);
     }

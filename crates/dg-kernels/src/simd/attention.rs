@@ -8,7 +8,7 @@
 use super::lanes::{LANES, exp2_below_zero, keep, load, max, round, store, sum};
 use super::product::tile::{Target, Tile};
 use super::product::transpose;
-use super::shared::Shared;
+use super::shared::{Fresh, Shared};
 use super::wide;
 use super::{Attention, Cpu, Rows, Values, View};
 use crate::Precision;
@@ -39,8 +39,8 @@ pub(super) fn run(cpu: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<
 
 fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision) -> (Vec<f32>, Vec<f32>) {
     let [b, sq, h, d] = q.dims;
-    let (mut out, mut lse) = (Vec::with_capacity(b * sq * h * d), Vec::with_capacity(b * h * sq));
-    let (to, to_lse) = (Shared::spare(&mut out, b * sq * h * d), Shared::spare(&mut lse, b * h * sq));
+    let (mut out, mut lse) = (Fresh::new(b * sq * h * d), Fresh::new(b * h * sq));
+    let (to, to_lse) = (out.shared(), lse.shared());
     let blocks = sq.div_ceil(QB);
     (0..b * h * blocks).into_par_iter().for_each_init(
         || Work::new(size),
@@ -65,11 +65,7 @@ fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision
         },
     );
     // SAFETY: the blocks cover all queries of all heads and images
-    unsafe {
-        out.set_len(b * sq * h * d);
-        lse.set_len(b * h * sq);
-    }
-    (out, lse)
+    unsafe { (out.finish(), lse.finish()) }
 }
 
 /// Lengths of one head.
@@ -202,7 +198,8 @@ impl Work {
     }
 
     /// # Safety
-    /// `pk` and `pv` are the packed keys and values of `size`; `n` queries were loaded.
+    /// The machine has the instructions of the tile of `size`, with which `self` was made; `pk` and `pv` are
+    /// its packed keys and values; `n` queries were loaded, at most [`QB`].
     #[target_feature(enable = "avx2,fma")]
     unsafe fn attend(&mut self, size: Size, n: usize, pk: &[f32], pv: &[f32]) {
         let (d, width, nr) = (size.d, size.width(), size.nr());
@@ -241,7 +238,9 @@ impl Work {
             }
         };
         if new > old {
-            let factor = if old == f32::NEG_INFINITY { 0.0 } else { (old - new).exp2() };
+            // not the C library's: its bits differ from system to system
+            let power = _mm256_cvtss_f32(exp2_below_zero(_mm256_set1_ps(old - new)));
+            let factor = if old == f32::NEG_INFINITY { 0.0 } else { power };
             self.sum[r] *= factor;
             self.max[r] = new;
             self.sums[r * width..][..width].iter_mut().for_each(|x| *x *= factor);
@@ -254,13 +253,19 @@ impl Work {
 #[target_feature(enable = "avx2,fma")]
 fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
     let whole = row.len() / LANES * LANES;
-    let (body, tail) = row.split_at_mut(whole);
+    let (body, tail) = row.split_at(whole);
     let mut top = _mm256_set1_ps(old);
     for x in body.chunks_exact(LANES) {
         // SAFETY: eight floats
         top = _mm256_max_ps(top, unsafe { _mm256_loadu_ps(x.as_ptr()) });
     }
     let new = tail.iter().fold(max(top), |a, x| a.max(*x));
+    if new == f32::NEG_INFINITY {
+        // later keys may have scores: -inf - -inf would spoil them
+        row.fill(0.0);
+        return (new, 0.0);
+    }
+    let (body, tail) = row.split_at_mut(whole);
     let top = _mm256_set1_ps(new);
     let mut total = _mm256_setzero_ps();
     for x in body.chunks_exact_mut(LANES) {

@@ -10,7 +10,7 @@
 
 use super::product::tile::{Target, Tile as Registers};
 use super::product::{KC, LDA, copy};
-use super::shared::Shared;
+use super::shared::{Fresh, Shared};
 use super::{Binary, Convolution, Cpu, Sampling, map};
 use crate::Precision;
 use crate::scratch::{self, Scratch};
@@ -25,8 +25,8 @@ pub(super) fn run(cpu: Cpu, conv: &Convolution<'_>, p: Precision) -> Vec<f32> {
     let len = b * o * oh * ow;
     assert!(conv.residual.is_none_or(|r| r.len() == len));
     let phases = conv.phases();
-    let mut out = Vec::with_capacity(len);
-    let to = Shared::spare(&mut out, len);
+    let mut out = Fresh::new(len);
+    let to = out.shared();
     // a task computes one row of phases: those of one image, tile and parity of rows
     let (tiles, parities) = ((gh * gw).div_ceil(TILE), phases.len().isqrt());
     (0..b * tiles * parities).into_par_iter().for_each_init(
@@ -51,8 +51,7 @@ pub(super) fn run(cpu: Cpu, conv: &Convolution<'_>, p: Precision) -> Vec<f32> {
         },
     );
     // SAFETY: every position of every image belongs to a tile, and a tile writes all its planes
-    unsafe { out.set_len(len) };
-    out
+    unsafe { out.finish() }
 }
 
 /// A convolution with fewer taps that gives some of the results.
@@ -135,7 +134,8 @@ struct Tile<'a> {
 
 impl Tile<'_> {
     /// # Safety
-    /// AVX2 and FMA are there; nobody else uses these positions of any plane of this image in `out`.
+    /// The machine has the instructions of `registers`; nobody else uses these positions of any plane of this
+    /// image in `out`.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn plain(&self, phase: &Phase, panels: &mut [f32], out: Shared<'_>) {
         let (o, [gh, gw]) =
@@ -158,7 +158,8 @@ impl Tile<'_> {
     /// Two phases, whose results stand side by side.
     ///
     /// # Safety
-    /// AVX2 and FMA are there; nobody else uses the rows of parity `parity` that belong to these positions.
+    /// The machine has the instructions of `registers`; nobody else uses the rows of parity `parity` that belong
+    /// to these positions.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn doubled(&self, phases: &[Phase], parity: usize, panels: &mut [f32], out: Shared<'_>) {
         let (o, [_, _, h, w], n) = (self.conv.bias.len(), self.conv.dims, self.n);
@@ -186,7 +187,8 @@ impl Tile<'_> {
     /// The sums of all planes, `stride` floats apart.
     ///
     /// # Safety
-    /// AVX2 and FMA are there; at `start` nobody else uses `n` floats of each plane.
+    /// The machine has the instructions of `registers`; from `start` on, nobody else uses `n` floats in each of as
+    /// many rows, `stride` apart, as there are output channels.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn sums(&self, phase: &Phase, panels: &mut [f32], start: *mut f32, stride: usize) {
         let (o, k) = (self.conv.bias.len(), phase.taps.len() * self.conv.dims[1]);

@@ -3,7 +3,7 @@
 use super::product::tile::Tile;
 use super::{
     Attention, Binary, Convolution, Finish, Layer, Norm, Product, Rows, Unary, View, attention, channels,
-    convolution, map, peak, product, rows,
+    convolution, map, peak, product, rows, wide,
 };
 use crate::Precision;
 use burn::tensor::bf16;
@@ -107,16 +107,22 @@ impl Cpu {
     pub(crate) fn attention(self, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
         let [b, _, h, d] = a.queries[0].dims;
         let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
-        assert!(a.queries.iter().chain(a.keys).chain(a.values).all(alike));
+        assert!(d > 0 && a.queries.iter().chain(a.keys).chain(a.values).all(alike));
         assert!(a.keys.len() == a.values.len());
         assert!(a.keys.iter().zip(a.values).all(|(k, v)| k.dims == v.dims && k.dims[1] > 0));
         attention::run(self, a, scale, p)
     }
 
-    /// Floating-point operations done in about `steps` steps of FMAs, and a value that depends on them.
+    /// Does `steps` steps of FMAs on registers of the tile's width: how many operations, and a value that
+    /// depends on them.
     pub(crate) fn fma(self, steps: usize) -> (usize, f32) {
-        // SAFETY: `self` proves AVX2 and FMA
-        (steps * peak::FLOP, unsafe { peak::fma(steps) })
+        // SAFETY: `self` proves AVX2 and FMA, and AVX-512 for the wide tile
+        unsafe {
+            match self.tile {
+                Tile::Narrow => (8 * steps * peak::FLOP, peak::fma(steps)),
+                Tile::Wide => (16 * steps * peak::FLOP, wide::fma(steps)),
+            }
+        }
     }
 
     /// `x += by`, rounded.
@@ -144,6 +150,7 @@ impl Cpu {
     /// The result, `[b, o, oh, ow]`.
     pub(crate) fn convolve(self, convolution: &Convolution<'_>, p: Precision) -> Vec<f32> {
         let [b, c, h, w] = convolution.dims;
+        assert!(c > 0 && !convolution.bias.is_empty());
         assert!(convolution.input.len() == b * c * h * w);
         assert!(convolution.weight.len() == convolution.bias.len() * c * 9);
         convolution::run(self, convolution, p)

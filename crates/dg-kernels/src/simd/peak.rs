@@ -20,5 +20,5 @@ pub(super) fn fma(steps: usize) -> f32 {
     sum(all)
 }
 
-/// Floating-point operations of a step.
-pub(super) const FLOP: usize = 12 * 8 * 2;
+/// Floating-point operations of a step on one lane.
+pub(super) const FLOP: usize = 12 * 2;

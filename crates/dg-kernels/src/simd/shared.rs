@@ -1,5 +1,6 @@
 //! Memory that several tasks write at the same time, each its own part.
 
+use crate::scratch::{MARK, MARKED, check_mark};
 use core::marker::PhantomData;
 
 /// A slice of which tasks write disjoint parts.
@@ -20,13 +21,6 @@ impl<'a> Shared<'a> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
-    /// The first `len` elements of an empty vector's capacity, not initialised.
-    pub(super) fn spare(vector: &'a mut Vec<f32>, len: usize) -> Self {
-        let spare = vector.spare_capacity_mut();
-        assert!(spare.len() >= len);
-        Self { start: spare.as_mut_ptr().cast(), len, slice: PhantomData }
-    }
-
     /// The `n` elements from `at` on. Panics when they are not all inside.
     ///
     /// # Safety
@@ -41,5 +35,36 @@ impl<'a> Shared<'a> {
     pub(super) fn pointer(&self, at: usize, n: usize) -> *mut f32 {
         assert!(at <= self.len && n <= self.len - at);
         self.start.wrapping_add(at)
+    }
+}
+
+/// Memory for a result, not initialised. In this crate's own tests a mark stands behind it.
+pub(super) struct Fresh {
+    memory: Vec<f32>,
+    len: usize,
+}
+
+impl Fresh {
+    pub(super) fn new(len: usize) -> Self {
+        let mut memory = Vec::with_capacity(len + MARKED);
+        for x in &mut memory.spare_capacity_mut()[len..len + MARKED] {
+            x.write(MARK);
+        }
+        Self { memory, len }
+    }
+
+    pub(super) fn shared(&mut self) -> Shared<'_> {
+        let start = self.memory.spare_capacity_mut().as_mut_ptr().cast();
+        Shared { start, len: self.len, slice: PhantomData }
+    }
+
+    /// # Safety
+    /// Every element has been written.
+    pub(super) unsafe fn finish(mut self) -> Vec<f32> {
+        // SAFETY: the mark was written by `new`, the rest is the caller's promise; the capacity is there
+        unsafe { self.memory.set_len(self.len + MARKED) };
+        check_mark(&self.memory[self.len..]);
+        self.memory.truncate(self.len);
+        self.memory
     }
 }

@@ -15,6 +15,10 @@ pub(super) fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
     }
     let [low, high] = halves(top);
     let new = max(_mm256_max_ps(low, high));
+    if new == f32::NEG_INFINITY {
+        row.fill(0.0);
+        return (new, 0.0);
+    }
     let top = _mm512_set1_ps(new);
     let mut total = _mm256_setzero_ps();
     for x in row.chunks_mut(LANES) {
@@ -29,6 +33,23 @@ pub(super) fn probabilities(row: &mut [f32], old: f32) -> (f32, f32) {
         }
     }
     (new, sum(total))
+}
+
+/// See `peak::fma`.
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(super) fn fma(steps: usize) -> f32 {
+    let (mut chains, factor) = ([_mm512_set1_ps(1.0); 12], _mm512_set1_ps(core::hint::black_box(0.999)));
+    for _ in 0..steps {
+        for chain in &mut chains {
+            *chain = _mm512_fmadd_ps(*chain, factor, factor);
+        }
+    }
+    let mut all = chains[0];
+    for chain in &chains[1..] {
+        all = _mm512_add_ps(all, *chain);
+    }
+    let [low, high] = halves(all);
+    sum(_mm256_add_ps(low, high))
 }
 
 /// The lower and the upper eight lanes.

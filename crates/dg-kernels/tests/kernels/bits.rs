@@ -121,6 +121,9 @@ fn threads_change_no_bit() {
             all.push(bits(k::conv3x3(image.clone(), &random(4, [32, 16, 3, 3]), &b, F32)));
             all.push(bits(k::conv1x1(image, &random(4, [32, 16, 1, 1]), &b, F32)));
             all.push(bits(k::linear(random(5, [300, 700]), &random(6, [500, 700]), None, F32)));
+            let (residual, gate) = (random(10, [1, 300, 500]), random(11, [1, 500]));
+            let parts = vec![random(12, [1, 300, 600]), random(13, [1, 300, 100])];
+            all.push(bits(k::linear_gated(residual, gate, parts, &random(6, [500, 700]), None, F32)));
             let part = |seed| random(seed, [1, 300, 2, 64]);
             all.push(bits(k::attention(part(7), part(8), part(9), 0.125, F32).0));
             all

@@ -75,6 +75,20 @@ fn fused_layers_leave_shared_memory_alone() {
     assert!(bits(residual) == before);
 }
 
+/// A block of keys that nobody looks at must not spoil the next one.
+#[test]
+fn scores_of_minus_infinity_hide_their_keys() {
+    let (h, d, hidden, seen) = (1, 4, 300, 20);
+    let q = from_vec(vec![1e30; d], [1, 1, h, d], &Device::flex());
+    let keys = |x: f32, n: usize| from_vec(vec![x; n * d], [1, n, h, d], &Device::flex());
+    let (far, near) = (keys(-3e38, hidden), keys(1e-31, seen));
+    let values = [random(1, [1, hidden, h, d]), random(2, [1, seen, h, d])];
+    let all = k::attention_segments(vec![q.clone()], vec![far, near.clone()], values.to_vec(), 1.0, F32);
+    let some = k::attention(q, near, values[1].clone(), 1.0, F32);
+    check(all[0].0.clone(), some.0, 1e-6, F32, "output");
+    check(all[0].1.clone(), some.1, 1e-6, F32, "logarithm");
+}
+
 #[test]
 fn segments_are_one_attention() {
     for p in BOTH {
@@ -91,7 +105,14 @@ fn segments_are_one_attention() {
             assert!(bits(part_lse) == bits(lse.clone().narrow(2, at, n)), "segment {i}, {p:?}");
             at += n;
         }
-        // an empty segment changes nothing
+        // an empty segment, of queries too, changes nothing
+        let nobody = from_vec(Vec::new(), [2, 0, 3, 24], &Device::flex());
+        let some = k::attention_segments(vec![nobody.clone(), cat(&q)], kk.to_vec(), v.to_vec(), 0.2, p);
+        assert_eq!((some[0].0.dims(), some[0].1.dims()), ([2, 0, 3, 24], [2, 3, 0]));
+        assert!(bits(some[1].0.clone()) == bits(out.clone()));
+        let alone = k::attention_segments(vec![nobody], kk.to_vec(), v.to_vec(), 0.2, p);
+        assert_eq!(alone[0].0.dims(), [2, 0, 3, 24]);
+        assert!(k::attention_segments(Vec::new(), kk.to_vec(), v.to_vec(), 0.2, p).is_empty());
         let none = || from_vec(Vec::new(), [2, 0, 3, 24], &Device::flex());
         let keys = vec![kk[0].clone(), none(), kk[1].clone()];
         let values = vec![v[0].clone(), none(), v[1].clone()];
@@ -329,6 +350,12 @@ fn group_norm_equals_its_twin() {
 
 #[test]
 fn convolutions_equal_their_twins() {
+    let row = |h, w| (random(1, [2, 3, h, w]), random(2, [4, 3, 3, 3]), random(3, [4]));
+    for (h, w) in [(1, 1), (1, 32), (5, 1), (3, 300)] {
+        let (x, k3, bias) = row(h, w);
+        let twin = r::conv3x3_upsampled(x.clone(), &k3, &bias, F32);
+        check(k::conv3x3_upsampled(x, &k3, &bias, F32), twin, 2e-4, F32, &format!("{h} x {w}"));
+    }
     let shapes = [
         (1, 3, 5, 2, 2),
         (2, 16, 8, 7, 9),

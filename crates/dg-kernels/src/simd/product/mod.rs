@@ -11,7 +11,7 @@
 mod pack;
 pub(super) mod tile;
 
-use super::shared::Shared;
+use super::shared::{Fresh, Shared};
 use super::{Binary, Cpu, Finish, Layer, Product, Right, Rows, Unary, map};
 use crate::Precision;
 use crate::scratch;
@@ -29,21 +29,18 @@ pub(super) fn fresh(
     layers: &[Layer<'_>],
     p: Precision,
 ) -> Vec<Vec<f32>> {
-    let mut results: Vec<Vec<f32>> = layers.iter().map(|layer| Vec::with_capacity(m * layer.n)).collect();
+    let mut results: Vec<Fresh> = layers.iter().map(|layer| Fresh::new(m * layer.n)).collect();
     let outs = results.iter_mut().zip(layers);
     let sums: Vec<Sums<'_>> = outs
         .map(|(out, layer)| {
             let end = End { bias: layer.bias, then: layer.then, into: None, p };
-            Sums { n: layer.n, right: layer.right, out: Shared::spare(out, m * layer.n), end }
+            Sums { n: layer.n, right: layer.right, out: out.shared(), end }
         })
         .collect();
-    // SAFETY: the instructions are there; the capacity is reserved and nobody else knows it
+    // SAFETY: the instructions are there; nobody else knows the memory
     unsafe { run(cpu.tile, m, left, &sums, true) };
-    for (out, layer) in results.iter_mut().zip(layers) {
-        // SAFETY: `run` has written every element
-        unsafe { out.set_len(m * layer.n) };
-    }
-    results
+    // SAFETY: `run` has written every element
+    results.into_iter().map(|out| unsafe { out.finish() }).collect()
 }
 
 /// Computes `product` into `finish`; alone on this thread unless `parallel`.
