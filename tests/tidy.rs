@@ -297,7 +297,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const TEST_DATA_BYTES_MAX: u64 = 28_000_000;
 
 /// Floor of every crate that is shipped.
-const FLOORS: [(&str, u8); 11] = [
+const FLOORS: [(&str, u8); 12] = [
     ("dg-core", 0),
     ("dg-comm", 1),
     ("dg-config", 1),

@@ -1,0 +1,1 @@
+//! Ranks that share a picture, against one rank.
