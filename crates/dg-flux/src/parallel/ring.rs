@@ -83,7 +83,7 @@ impl Ring {
     }
 
     fn call(&self, hop: usize, round: Round) -> Call {
-        let kind = round.tag.kind + u32::try_from(hop).unwrap_or(u32::MAX);
+        let kind = round.tag.kind.saturating_add(u32::try_from(hop).unwrap_or(u32::MAX));
         Call::within(self.patience, Class::RingKv, round.tag.kind(kind))
     }
 
