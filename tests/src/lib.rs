@@ -3,3 +3,4 @@
 //! - `tidy`: the shape of the workspace
 //! - `golden`: numbers and pictures against the reference
 //! - `e2e`: the program as a person runs it
+//! - `parallel`: ranks that share a picture against one rank

@@ -1,6 +1,7 @@
 //! What can be wrong with a model on disk.
 
 use crate::watch::Cancelled;
+use dg_comm::CommError;
 use dg_core::ExitCode;
 use std::path::PathBuf;
 
@@ -104,6 +105,18 @@ impl ModelError {
     }
 }
 
+/// A forward pass that ends without a result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassError {
+    /// Somebody stopped the run.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// Another rank cannot be reached, or has ended the job.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+}
+
 /// A run that ends without pictures.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -111,6 +124,9 @@ pub enum RunError {
     /// Somebody stopped it.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+    /// Another rank cannot be reached, or has ended the job.
+    #[error(transparent)]
+    Comm(#[from] CommError),
     /// A prompt cannot be read by this model's tokenizer.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -124,20 +140,30 @@ pub enum RunError {
     },
 }
 
+impl From<PassError> for RunError {
+    fn from(e: PassError) -> Self {
+        match e {
+            PassError::Cancelled(e) => Self::Cancelled(e),
+            PassError::Comm(e) => Self::Comm(e),
+        }
+    }
+}
+
 impl RunError {
     /// The exit code of a program that stops because of this.
     pub fn exit(&self) -> ExitCode {
         match self {
             Self::Cancelled(_) => ExitCode::Interrupted,
             Self::Model(e) => e.exit(),
-            Self::NotFinite { .. } => ExitCode::Failed,
+            Self::Comm(_) | Self::NotFinite { .. } => ExitCode::Failed,
         }
     }
 
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Cancelled(_) => None,
+            // what ranks say to each other carries its own hint
+            Self::Cancelled(_) | Self::Comm(_) => None,
             Self::Model(e) => e.hint(),
             Self::NotFinite { .. } => Some(
                 "the weights or a config are damaged: `diffgentor models verify`, or download them again"

@@ -11,6 +11,7 @@
 //! - [`transformer`], [`rope`], [`attend`]: latents → velocity
 //! - [`rng`], [`latents`], [`schedule`], [`pipeline`]: noise → latents
 //! - [`vae`], [`tiling`], [`picture`]: latents → RGB
+//! - [`parallel`]: one picture on several ranks
 //! - [`watch`]: looking in, and stopping
 //!
 //! ```no_run
@@ -39,6 +40,7 @@ pub mod config;
 pub mod error;
 pub mod latents;
 pub mod modulation;
+pub mod parallel;
 pub mod picture;
 pub mod pipeline;
 pub mod repo;
@@ -56,7 +58,7 @@ pub mod watch;
 pub mod weights;
 
 pub use config::{ModelConfig, ScheduleConfig};
-pub use error::{ModelError, RunError};
+pub use error::{ModelError, PassError, RunError};
 pub use picture::Picture;
 pub use pipeline::{Pipeline, PipelineOptions};
 pub use repo::ModelRepo;

@@ -1,6 +1,6 @@
 //! One batch, from prompts to pictures: encode, denoise, decode.
 
-use crate::attend::{Attend, Serial};
+use crate::attend::{Attend, Pass, Serial};
 use crate::conditioning::Moment;
 use crate::latents;
 use crate::modulation::{AHEAD_BYTES_MAX, Ahead, Modulations, Modulator};
@@ -12,7 +12,7 @@ use crate::tiling::Tiling;
 use crate::transformer::{Inputs, Transformer};
 use crate::vae::Decoder;
 use crate::watch::{Cancelled, Watch};
-use crate::{ModelConfig, ModelError, ModelRepo, RunError};
+use crate::{ModelConfig, ModelError, ModelRepo, PassError, RunError};
 use burn::tensor::{Device, Tensor};
 use dg_core::{DType, GenerateRequest, StepEvent, TimeDtype};
 use dg_kernels::{self as k, Precision};
@@ -192,14 +192,14 @@ impl Denoise<'_> {
         mut x: Tensor<3>,
         attend: &mut dyn Attend,
         watch: &mut dyn Watch,
-    ) -> Result<Tensor<3>, Cancelled> {
+    ) -> Result<Tensor<3>, PassError> {
         let steps = self.schedule.steps();
         let mut ahead = self.ahead();
         watch.see("latents_0", &x);
         for i in 0..steps {
             let start = Instant::now();
             let modulations = ahead.step(i, watch)?;
-            let v = self.velocity(&x, &modulations, attend, watch)?;
+            let v = self.velocity(i, &x, &modulations, attend, watch)?;
             watch.see(&format!("noise_pred_{i}"), &v);
             x = self.step(i, x, v);
             watch.see(&format!("latents_{}", i + 1), &x);
@@ -231,16 +231,18 @@ impl Denoise<'_> {
         Ahead::new(modulator, &config.shape.transformer, moments, pooled, AHEAD_BYTES_MAX)
     }
 
-    /// The model's prediction; under true CFG negative + scale · (positive − negative).
+    /// The model's prediction in step `step`; under true CFG negative + scale · (positive − negative).
     fn velocity(
         &self,
+        step: usize,
         x: &Tensor<3>,
         modulations: &Modulations,
         attend: &mut dyn Attend,
         watch: &mut dyn Watch,
-    ) -> Result<Tensor<3>, Cancelled> {
+    ) -> Result<Tensor<3>, PassError> {
         let (p, images) = (self.pipeline.precision, self.batch.len());
         let mut predict = |e: &Embedding, branch: usize| {
+            attend.begin(Pass { step, branch });
             let modulations = &modulations.rows(branch * images, images);
             let inputs = Inputs { x: x.clone(), text: e.text.clone(), modulations, rope: &self.rope };
             self.pipeline.transformer.forward(inputs, attend, watch)

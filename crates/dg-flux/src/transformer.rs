@@ -13,12 +13,12 @@
 //!                      image rows ──► ln, modulate, proj_out ──► velocity [b,N,64]
 //! ```
 
-use crate::ModelError;
 use crate::attend::{Attend, Projected};
 use crate::modulation::Modulations;
 use crate::rope::Rope;
-use crate::watch::{Cancelled, Watch};
+use crate::watch::Watch;
 use crate::weights::{Linear, Loader, together};
+use crate::{ModelError, PassError};
 use burn::tensor::Tensor;
 use dg_core::shape::TransformerShape;
 use dg_kernels::{self as k, Activation, Precision};
@@ -37,7 +37,8 @@ pub struct Transformer {
     precision: Precision,
 }
 
-/// What one forward pass reads.
+/// What one forward pass reads. N and T are the tokens that are here: all, or the [`Share`](crate::parallel::Share)
+/// of a rank, which may be empty.
 pub struct Inputs<'a> {
     /// Packed latents `[b, N, in_channels]`.
     pub x: Tensor<3>,
@@ -70,21 +71,24 @@ impl Transformer {
     }
 
     /// The velocity (noise − image) at each image token, `[b, N, in_channels]`.
+    ///
+    /// # Errors
+    /// If `watch` stops the pass, or `attend` cannot reach another rank.
     pub fn forward(
         &self,
         inputs: Inputs<'_>,
         attend: &mut dyn Attend,
         watch: &mut dyn Watch,
-    ) -> Result<Tensor<3>, Cancelled> {
-        let (p, m) = (self.precision, inputs.modulations);
+    ) -> Result<Tensor<3>, PassError> {
+        let (p, m, d) = (self.precision, inputs.modulations, self.shape.width());
         assert!(m.double.len() == self.double.len() && m.single.len() == self.single.len(), "other blocks");
         watch.see("temb", &m.conditioning.clone().unsqueeze_dim(0));
-        let mut image = self.x_embedder.forward(inputs.x);
-        let mut text = self.context_embedder.forward(inputs.text);
+        let mut image = rows(inputs.x, d, |x| self.x_embedder.forward(x));
+        let mut text = rows(inputs.text, d, |text| self.context_embedder.forward(text));
         watch.see("x_embedder", &image);
         watch.see("context_embedder", &text);
         for (i, (block, m)) in self.double.iter().zip(&m.double).enumerate() {
-            (text, image) = block.forward(text, image, m, inputs.rope, attend);
+            (text, image) = block.forward(text, image, m, inputs.rope, attend)?;
             watch.see(&format!("double_{i}.text"), &text);
             watch.see(&format!("double_{i}.image"), &image);
             watch.check()?;
@@ -92,17 +96,31 @@ impl Transformer {
         let (text_tokens, image_tokens) = (text.dims()[1], image.dims()[1]);
         let mut z = k::cat_tokens(text, image);
         for (i, (block, m)) in self.single.iter().zip(&m.single).enumerate() {
-            z = block.forward(z, m, inputs.rope, attend);
+            z = block.forward(z, m, inputs.rope, attend)?;
             watch.see(&format!("single_{i}"), &z);
             watch.check()?;
         }
+        if image_tokens == 0 {
+            return Ok(nothing(&z, self.shape.in_channels));
+        }
         let image = z.narrow(1, text_tokens, image_tokens);
         // the final layer alone has its scale before its shift
-        let [scale, shift] = chunks(&m.norm_out, self.shape.width());
+        let [scale, shift] = chunks(&m.norm_out, d);
         let v = self.proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, p));
         watch.see("proj_out", &v);
         Ok(v)
     }
+}
+
+/// `f` of the rows of `x` `[b, n, …]`, which has `width` channels. A rank without a token computes nothing; burn
+/// refuses some of the operations on empty tensors.
+fn rows(x: Tensor<3>, width: usize, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+    if x.dims()[1] > 0 { f(x) } else { nothing(&x, width) }
+}
+
+/// `[b, 0, width]` for the images of `x`.
+fn nothing(x: &Tensor<3>, width: usize) -> Tensor<3> {
+    k::from_vec(Vec::new(), [x.dims()[0], 0, width], &x.device())
 }
 
 /// The `N` vectors `[b, D]` in what a modulation layer says, `[b, N·D]`.
@@ -139,6 +157,13 @@ impl Qkv {
     /// The three layers over the same input.
     fn layers(&self) -> [k::SharedLayer<'_>; 3] {
         [&self.q, &self.k, &self.v].map(|layer| layer.shared(None))
+    }
+
+    /// Of a stream without a token.
+    fn nothing(&self, x: &Tensor<3>) -> Projected {
+        let [b, _, d] = x.dims();
+        let none = || k::from_vec(Vec::new(), [b, 0, self.heads, d / self.heads], &x.device());
+        Projected { q: none(), k: none(), v: none() }
     }
 
     /// What [`layers`](Self::layers) gave, `[b, n, D]` each, with q and k normalised and rotated.
@@ -196,7 +221,13 @@ impl StreamModulation {
 }
 
 impl Stream {
-    fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope) -> Projected {
+    /// `rope` has the positions of the joint sequence, those of `x` from `start` on.
+    fn qkv(&self, x: &Tensor<3>, m: &StreamModulation, rope: &Rope, start: usize) -> Projected {
+        let tokens = x.dims()[1];
+        if tokens == 0 {
+            return self.qkv.nothing(x);
+        }
+        let rope = &rope.slice(start, tokens);
         let [shift, scale, _] = m.attention.clone();
         let x = k::layer_norm_modulate(x.clone(), shift, scale, EPS, self.precision);
         self.qkv.projected(together(x, self.qkv.layers(), self.precision), rope)
@@ -204,6 +235,9 @@ impl Stream {
 
     /// Adds the attention output `o` `[b, n, D]` and the MLP to the stream.
     fn finish(&self, x: Tensor<3>, o: Tensor<3>, m: StreamModulation) -> Tensor<3> {
+        if x.dims()[1] == 0 {
+            return x;
+        }
         let p = self.precision;
         let [_, _, gate] = m.attention;
         let x = self.out.gated(x, gate, vec![o]);
@@ -250,17 +284,17 @@ impl DoubleBlock {
         [m_image, m_text]: &[Tensor<2>; 2],
         rope: &Rope,
         attend: &mut dyn Attend,
-    ) -> (Tensor<3>, Tensor<3>) {
+    ) -> Result<(Tensor<3>, Tensor<3>), PassError> {
         let ([b, t, d], n) = (text.dims(), image.dims()[1]);
         let (mi, mt) = (StreamModulation::of(m_image, d), StreamModulation::of(m_text, d));
-        let from_image = self.image.qkv(&image, &mi, &rope.slice(t, n));
-        let from_text = self.text.qkv(&text, &mt, &rope.slice(0, t));
-        let mut outputs = attend.attend(vec![from_text, from_image], self.scale, self.precision).into_iter();
+        let from_image = self.image.qkv(&image, &mi, rope, t);
+        let from_text = self.text.qkv(&text, &mt, rope, 0);
+        let mut outputs = attend.attend(vec![from_text, from_image], self.scale, self.precision)?.into_iter();
         let mut output =
             |tokens: usize| outputs.next().expect("an output for each part").reshape([b, tokens, d]);
         let text = self.text.finish(text, output(t), mt);
         let image = self.image.finish(image, output(n), mi);
-        (text, image)
+        Ok((text, image))
     }
 }
 
@@ -286,15 +320,26 @@ impl SingleBlock {
         })
     }
 
-    fn forward(&self, z: Tensor<3>, m: &Tensor<2>, rope: &Rope, attend: &mut dyn Attend) -> Tensor<3> {
+    fn forward(
+        &self,
+        z: Tensor<3>,
+        m: &Tensor<2>,
+        rope: &Rope,
+        attend: &mut dyn Attend,
+    ) -> Result<Tensor<3>, PassError> {
         let (p, [b, n, d]) = (self.precision, z.dims());
+        if n == 0 {
+            // the others need this rank all the same
+            attend.attend(vec![self.qkv.nothing(&z)], self.scale, p)?;
+            return Ok(z);
+        }
         let [shift, scale, gate] = chunks(m, d);
         let u = k::layer_norm_modulate(z.clone(), shift, scale, EPS, p);
         let [q, key, v] = self.qkv.layers();
         let layers = [self.proj_mlp.shared(Some(Activation::GeluTanh)), q, key, v];
         let [mlp, q, key, v] = together(u, layers, p);
         let projected = self.qkv.projected([q, key, v], rope);
-        let o = attend.attend(vec![projected], self.scale, p).pop().expect("an output for one part");
-        self.proj_out.gated(z, gate, vec![o.reshape([b, n, d]), mlp])
+        let o = attend.attend(vec![projected], self.scale, p)?.pop().expect("an output for one part");
+        Ok(self.proj_out.gated(z, gate, vec![o.reshape([b, n, d]), mlp]))
     }
 }

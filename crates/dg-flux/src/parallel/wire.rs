@@ -1,0 +1,39 @@
+//! Tensors as messages: values in the format of the run, so that a bfloat16 run sends half the bytes. Its
+//! activations are f32 tensors of bfloat16 values, so that nothing is lost.
+
+use burn::tensor::{DType, Tensor};
+use dg_comm::{Block, BlockShape, Call, CommError, Place, Side};
+use dg_kernels::Precision;
+
+/// The values of `t` in row-major order.
+pub(super) fn pack<const D: usize>(t: Tensor<D>, p: Precision, call: &Call) -> Result<Block, CommError> {
+    let t = match p {
+        Precision::Bf16 => t.cast(DType::BF16),
+        Precision::F32 => t,
+    };
+    Block::from_tensor(t).ok_or_else(|| unfit(call))
+}
+
+/// The inverse of [`pack`], in f32.
+pub(super) fn unpack<const D: usize>(
+    block: &Block,
+    shape: [usize; D],
+    call: &Call,
+) -> Result<Tensor<D>, CommError> {
+    let t = block.to_tensor(shape).ok_or_else(|| unfit(call))?;
+    Ok(if t.dtype() == DType::F32 { t } else { t.cast(DType::F32) })
+}
+
+/// A message of a tensor of that shape.
+pub(super) fn shape<const D: usize>(dims: [usize; D], p: Precision) -> BlockShape {
+    let len = dims.iter().product();
+    match p {
+        Precision::Bf16 => BlockShape::bf16(len),
+        Precision::F32 => BlockShape::f32(len),
+    }
+}
+
+fn unfit(call: &Call) -> CommError {
+    let place = Place::new(call, Side::Neither, None);
+    CommError::Invalid { place, what: "the tensor is on a device that this communicator cannot read".into() }
+}

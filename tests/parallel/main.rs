@@ -1,0 +1,7 @@
+//! Ranks that share a picture, as threads, against one rank.
+
+mod failure;
+mod model;
+mod parity;
+mod ranks;
+mod schedule;
