@@ -73,10 +73,13 @@ struct Sums<'a> {
 struct End<'a> {
     bias: Option<&'a [f32]>,
     then: Option<Unary>,
-    /// A residual that takes the sum, with gates and the rows that share one.
-    into: Option<(Shared<'a>, Option<(&'a [f32], usize)>)>,
+    /// A residual that takes the sum.
+    into: Option<(Shared<'a>, Option<Gate<'a>>)>,
     p: Precision,
 }
+
+/// Gates, and how many rows share one.
+type Gate<'a> = (&'a [f32], usize);
 
 /// # Safety
 /// The machine has the instructions of `tile`. Nobody else uses the memory of `sums`, all of which is
@@ -133,7 +136,7 @@ impl Step<'_> {
         match right {
             Right::Rows(rows) => transpose(*rows, columns.clone(), (self.k0, kc), nr, panels),
             Right::Columns(v, stride) => {
-                pack::slice((v, *stride), columns.clone(), (self.k0, kc), nr, panels)
+                pack::slice((v, *stride), columns.clone(), (self.k0, kc), nr, panels);
             }
         }
         for first in cell.rows.clone().step_by(MC) {
@@ -172,7 +175,7 @@ impl End<'_> {
                 let residual = residual.part(row * n + columns.start, sums.len());
                 match gate {
                     Some((gate, rows)) => {
-                        map::gated(self.p, residual, &gate[row / rows * n..][columns], sums)
+                        map::gated(self.p, residual, &gate[row / rows * n..][columns], sums);
                     }
                     None => map::binary(Binary::Add, self.p, residual, sums),
                 }
