@@ -27,6 +27,8 @@ def arguments():
     p.add_argument("--tokens", default="1024+512", help="image + text tokens of dit")
     p.add_argument("--text_tokens", type=int, default=512)
     p.add_argument("--e2e_model", help="a small model folder with all tokenizer files, for the cold start")
+    p.add_argument("--e2e_size", type=int, default=512, help="width and height of the cold start's picture")
+    p.add_argument("--e2e_steps", type=int, default=4)
     a = p.parse_args()
     a.model = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "bench-models", a.preset)
     if not os.path.exists(os.path.join(a.model, "model_index.json")):
@@ -121,24 +123,29 @@ def main():
 
 
 PIPELINE = """
-import sys, torch
+import json, os, sys, torch
 torch.set_num_threads(int(sys.argv[2]))
 from diffusers import FluxPipeline
 p = FluxPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
 p.set_progress_bar_config(disable=True)
-p("two porcelain teacups on a wooden table", height=512, width=512, num_inference_steps=4,
+size, steps = int(sys.argv[4]), int(sys.argv[5])
+# what ours takes as the model's defaults
+own = os.path.join(sys.argv[1], "generation_config.json")
+own = json.load(open(own)) if os.path.exists(own) else {}
+own = {k: v for k, v in own.items() if k in ("guidance_scale", "true_cfg_scale", "negative_prompt", "max_sequence_length")}
+p("two porcelain teacups on a wooden table", height=size, width=size, num_inference_steps=steps, **own,
   generator=torch.Generator("cpu").manual_seed(0)).images[0].save(sys.argv[3])
 """
 
 
 def cold(a):
     """From exec to the picture on disk, both in fresh processes; CPU seconds are the child's."""
-    folder = tempfile.mkdtemp()
-    peer = [sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png")]
+    folder, size, steps = tempfile.mkdtemp(), str(a.e2e_size), str(a.e2e_steps)
+    peer = [sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png"), size, steps]
     us = [os.path.join(a.bin, "diffgentor"), "t2i", "--model_name", a.e2e_model, "--no_resume", "--quiet",
-          "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", "512", "--width", "512",
-          "--num_inference_steps", "4", "--threads", str(a.threads), "--output_dir", folder]
-    return compare(a, "cold start to picture, 512x512, 4 steps", lambda: (*child(us), {}), lambda: child(peer))
+          "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", size, "--width", size,
+          "--num_inference_steps", steps, "--threads", str(a.threads), "--output_dir", folder]
+    return compare(a, f"cold start to picture, {size}x{size}, {steps} steps", lambda: (*child(us), {}), lambda: child(peer))
 
 
 def child(command):
