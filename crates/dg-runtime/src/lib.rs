@@ -37,7 +37,7 @@ pub mod memory;
 mod supervisor;
 mod worker;
 
-pub use cluster::{Cluster, EngineOptions};
+pub use cluster::{Cluster, EngineOptions, Parallel};
 pub use dg_flux as flux;
 pub use dg_flux::Picture;
 pub use error::{JobError, StartError};

@@ -5,7 +5,7 @@ use dg_flux::tiling::Tiling;
 use dg_flux::{ModelRepo, ModelSource};
 use std::num::NonZeroUsize;
 
-pub(crate) use dg_runtime::{Cluster, EngineOptions, Job, MemoryNeed, Picture};
+pub(crate) use dg_runtime::{Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture};
 
 /// Which CPU kernels this process uses.
 pub(crate) fn kernels() -> &'static str {
@@ -18,8 +18,9 @@ pub(crate) fn options(
     time_dtype: TimeDtype,
     threads: NonZeroUsize,
     vae_tiling: Option<bool>,
+    parallel: Parallel,
 ) -> EngineOptions {
-    EngineOptions { dtype, time_dtype, threads, vae_tiling }
+    EngineOptions { dtype, time_dtype, threads, vae_tiling, parallel }
 }
 
 /// Whether a picture of this size will be decoded in tiles.

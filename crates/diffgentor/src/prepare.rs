@@ -74,6 +74,7 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
         setup::time_dtype(&settings),
         setup::threads(&settings),
         settings.switch_if_any(Key::EnableVaeTiling),
+        engine::Parallel::default(),
     );
     let folder = PathBuf::from(settings.text(Key::OutputDir).unwrap_or("output"));
     let (model, need) = (repo.id().clone(), MemoryNeed::default());

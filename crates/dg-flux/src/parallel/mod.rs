@@ -16,12 +16,14 @@
 //! A rank that cannot go on must end the others too: run its work in [`on_rank`]. Every call between ranks has a
 //! deadline, and each error names the rank that began it.
 
+pub mod job;
 mod ring;
 pub mod sequence;
 pub mod share;
 mod ulysses;
 mod wire;
 
+pub use job::RankJob;
 pub use sequence::{Job, Sequence};
 pub use share::{Share, gather};
 
