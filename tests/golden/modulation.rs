@@ -23,7 +23,7 @@ fn pooled(width: usize) -> Tensor<2> {
 }
 
 fn flat(m: &Modulations) -> Vec<f32> {
-    let all = m.double.iter().flatten().chain(&m.single).chain([&m.norm_out, &m.conditioning]);
+    let all = m.double.iter().flatten().chain(&m.single).chain(&m.norm_out).chain([&m.conditioning]);
     all.flat_map(|t| to_vec(t.clone())).collect()
 }
 
@@ -45,7 +45,7 @@ fn ahead_or_not_is_the_same() {
             };
             let step_bytes = ROWS as u64 * Modulations::row_bytes(shape);
             for bytes_max in [0, step_bytes, 3 * step_bytes + 1, 100 * step_bytes] {
-                let mut ahead = Ahead::new(modulator, shape, moments(), pooled(width), bytes_max);
+                let mut ahead = Ahead::new(modulator, moments(), pooled(width), bytes_max);
                 for step in 0..STEPS {
                     let m = ahead.step(step, &Unwatched).expect("nobody stops it");
                     for row in 0..ROWS {

@@ -66,7 +66,7 @@ fn embeddings_of_every_float32_case() {
     let manifest = dg_testkit::manifest();
     for model in ["tiny-dev", "tiny-schnell"] {
         let repo = common::repo(model);
-        let (mut encoder, unused) =
+        let (mut encoder, _, unused) =
             TextEncoder::load(&repo, &dg_flux::cpu(), Precision::F32).expect("encoders");
         assert_eq!(unused, Vec::<String>::new());
         let cases = super::cases::of(&manifest, model, DType::Float32);

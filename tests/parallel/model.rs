@@ -63,7 +63,7 @@ pub(crate) fn model(dtype: DType) -> &'static Model {
 }
 
 /// A safetensors file with all weights of [`shape`].
-fn weights() -> Vec<u8> {
+pub(crate) fn weights() -> Vec<u8> {
     let (s, mut names) = (shape(), Vec::new());
     let d = s.width();
     let mut linear = |name: String, inp: usize, out: usize| {
@@ -207,7 +207,7 @@ impl Job {
         attend: &mut dyn Attend,
     ) -> Result<Tensor<3>, PassError> {
         for (step, modulations) in whole.modulations.iter().enumerate() {
-            attend.begin(Pass { step, branch: 0 });
+            attend.begin(Pass { step, ..Pass::default() });
             let inputs = Inputs { x: x.clone(), text: text.clone(), modulations, rope };
             let v = self.model().transformer.forward(inputs, attend, &mut Unwatched)?;
             if x.dims()[1] > 0 {

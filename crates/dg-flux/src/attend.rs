@@ -21,6 +21,10 @@ pub struct Pass {
     pub step: usize,
     /// Branch of true CFG in the order of computing: 0, and 1 for the second pass of a step.
     pub branch: usize,
+    /// First picture of the pass in its batch.
+    pub image: usize,
+    /// The patch that goes through the blocks alone; absent, the whole sequence does.
+    pub patch: Option<usize>,
 }
 
 /// Brings queries, keys and values together. A block hands over those of its own tokens, text

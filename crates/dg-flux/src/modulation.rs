@@ -9,22 +9,25 @@
 
 use crate::ModelError;
 use crate::conditioning::{Conditioning, Moment};
+use crate::transformer::{ends, kinds};
 use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader, Pages};
 use burn::tensor::Tensor;
 use dg_core::shape::TransformerShape;
 use dg_kernels::{self as k, Precision};
+use std::ops::Range;
 
 /// Bytes of modulations that a denoising loop holds; where one step needs more, one step. 63 rows of
 /// FLUX.1's size.
 pub const AHEAD_BYTES_MAX: u64 = 256 << 20;
 
-/// The weights of the conditioning and of all modulation layers.
+/// The weights of the conditioning and of the modulation layers of all blocks, or of those of one stage.
 pub struct Modulator {
     conditioning: Conditioning,
     double: Vec<[Linear; 2]>,
     single: Vec<Linear>,
-    norm_out: Linear,
+    norm_out: Option<Linear>,
+    width: usize,
     pages: Vec<Pages>,
     precision: Precision,
 }
@@ -38,29 +41,45 @@ pub struct Modulations {
     pub double: Vec<[Tensor<2>; 2]>,
     /// Of each single block: shift, scale, gate, `[r, 3·D]`.
     pub single: Vec<Tensor<2>>,
-    /// Of the last norm: scale, shift, `[r, 2·D]`.
-    pub norm_out: Tensor<2>,
+    /// Of the last norm: scale, shift, `[r, 2·D]`; on the last stage only.
+    pub norm_out: Option<Tensor<2>>,
 }
 
 impl Modulator {
     /// Takes the weights of the conditioning and the modulation layers of the transformer.
     pub fn load(w: &Loader<'_>, shape: &TransformerShape) -> Result<Self, ModelError> {
+        Self::load_stage(w, shape, 0..shape.double_blocks + shape.single_blocks)
+    }
+
+    /// The same for the blocks `blocks` alone, double blocks numbered first; with the last norm if the last block is
+    /// among them.
+    pub fn load_stage(
+        w: &Loader<'_>,
+        shape: &TransformerShape,
+        blocks: Range<usize>,
+    ) -> Result<Self, ModelError> {
         let (d, mut pages) = (shape.width(), Vec::new());
         let mut linear = |name: String, vectors: usize| {
             pages.extend(w.pages(&format!("{name}.weight")));
             w.linear(&name, d, vectors * d)
         };
-        let mut double = Vec::with_capacity(shape.double_blocks);
-        for i in 0..shape.double_blocks {
+        let [doubles, singles] = kinds(shape, &blocks);
+        let mut double = Vec::with_capacity(doubles.len());
+        for i in doubles {
             let mut stream = |norm: &str| linear(format!("transformer_blocks.{i}.{norm}.linear"), 6);
             double.push([stream("norm1")?, stream("norm1_context")?]);
         }
-        let single = (0..shape.single_blocks)
+        let single = singles
             .map(|i| linear(format!("single_transformer_blocks.{i}.norm.linear"), 3))
             .collect::<Result<_, _>>()?;
-        let norm_out = linear("norm_out.linear".into(), 2)?;
+        let norm_out = ends(shape, &blocks).then(|| linear("norm_out.linear".into(), 2)).transpose()?;
         let conditioning = Conditioning::load(w, shape)?;
-        Ok(Self { conditioning, double, single, norm_out, pages, precision: w.precision() })
+        Ok(Self { conditioning, double, single, norm_out, width: d, pages, precision: w.precision() })
+    }
+
+    /// Bytes in f32 of what one row says to the blocks that are here.
+    fn row_bytes(&self) -> u64 {
+        row_bytes(self.width, self.double.len(), self.single.len(), self.norm_out.is_some())
     }
 
     /// The modulations of one row per moment; moment i goes with row i mod n of `pooled`
@@ -84,7 +103,7 @@ impl Modulator {
         Ok(Modulations {
             double: self.double.iter().map(both).collect::<Result<_, _>>()?,
             single: self.single.iter().map(say).collect::<Result<_, _>>()?,
-            norm_out: say(&self.norm_out)?,
+            norm_out: self.norm_out.as_ref().map(say).transpose()?,
             conditioning,
         })
     }
@@ -104,18 +123,23 @@ impl Modulations {
             conditioning: part(&self.conditioning),
             double: self.double.iter().map(|both| both.each_ref().map(part)).collect(),
             single: self.single.iter().map(part).collect(),
-            norm_out: part(&self.norm_out),
+            norm_out: self.norm_out.as_ref().map(part),
         }
     }
 
-    /// Bytes of one row in f32.
+    /// Bytes of one row in f32, for all blocks.
     pub fn row_bytes(shape: &TransformerShape) -> u64 {
-        let blocks = |count: usize, vectors: u64| vectors.saturating_mul(count as u64);
-        let vectors = blocks(shape.double_blocks, 12).saturating_add(blocks(shape.single_blocks, 3));
-        // the conditioning, and two of the last norm
-        let values = vectors.saturating_add(3).saturating_mul(shape.heads as u64);
-        values.saturating_mul(shape.head_dim as u64).saturating_mul(size_of::<f32>() as u64)
+        let width = shape.heads.saturating_mul(shape.head_dim);
+        row_bytes(width, shape.double_blocks, shape.single_blocks, true)
     }
+}
+
+fn row_bytes(width: usize, double: usize, single: usize, has_end: bool) -> u64 {
+    let blocks = |count: usize, vectors: u64| vectors.saturating_mul(count as u64);
+    let vectors = blocks(double, 12).saturating_add(blocks(single, 3));
+    // the conditioning, and two of the last norm
+    let values = vectors.saturating_add(1 + 2 * u64::from(has_end)).saturating_mul(width as u64);
+    values.saturating_mul(size_of::<f32>() as u64)
 }
 
 /// The modulations of a run, computed as many steps ahead as a limit of memory allows.
@@ -135,21 +159,19 @@ pub struct Ahead<'a> {
 impl<'a> Ahead<'a> {
     /// For the `moments` of all steps, those of one step together, one for each row of `pooled`
     /// `[rows, pooled width]`. Holds `bytes_max` bytes, or the modulations of one step.
-    pub fn new(
-        modulator: &'a Modulator,
-        shape: &TransformerShape,
-        moments: Vec<Moment>,
-        pooled: Tensor<2>,
-        bytes_max: u64,
-    ) -> Self {
+    pub fn new(modulator: &'a Modulator, moments: Vec<Moment>, pooled: Tensor<2>, bytes_max: u64) -> Self {
         let rows = pooled.dims()[0];
-        let steps_max = steps_at_once(shape, rows, bytes_max);
+        let steps_max = steps_at_once(modulator.row_bytes(), rows, bytes_max);
         Self { modulator, moments, pooled, rows, steps_max, first: 0, known: None }
     }
 
     /// Bytes that it holds for `steps` steps of `rows` rows, within [`AHEAD_BYTES_MAX`].
     pub fn bytes(shape: &TransformerShape, rows: usize, steps: usize) -> u64 {
-        let rows_held = rows.saturating_mul(steps.min(steps_at_once(shape, rows, AHEAD_BYTES_MAX)));
+        let rows_held = rows.saturating_mul(steps.min(steps_at_once(
+            Modulations::row_bytes(shape),
+            rows,
+            AHEAD_BYTES_MAX,
+        )));
         Modulations::row_bytes(shape).saturating_mul(rows_held as u64)
     }
 
@@ -171,8 +193,8 @@ impl<'a> Ahead<'a> {
     }
 }
 
-fn steps_at_once(shape: &TransformerShape, rows: usize, bytes_max: u64) -> usize {
-    let step = Modulations::row_bytes(shape).saturating_mul(rows as u64).max(1);
+fn steps_at_once(row_bytes: u64, rows: usize, bytes_max: u64) -> usize {
+    let step = row_bytes.saturating_mul(rows as u64).max(1);
     usize::try_from(bytes_max / step).unwrap_or(usize::MAX).max(1)
 }
 

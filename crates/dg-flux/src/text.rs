@@ -52,8 +52,12 @@ impl Embedding {
 }
 
 impl TextEncoder {
-    /// Loads tokenizers and encoders; also says which tensors are not used.
-    pub fn load(repo: &ModelRepo, device: &Device, p: Precision) -> Result<(Self, Vec<String>), ModelError> {
+    /// Loads tokenizers and encoders; also says how many bytes of weights they use, and which tensors they do not.
+    pub fn load(
+        repo: &ModelRepo,
+        device: &Device,
+        p: Precision,
+    ) -> Result<(Self, u64, Vec<String>), ModelError> {
         let shape = repo.shape();
         // most of the time that loading a model takes
         let (t5_tokenizer, clip_tokenizer) =
@@ -78,7 +82,7 @@ impl TextEncoder {
         };
         let mut unused = clip_weights.unused(&["text_model.embeddings.position_ids", "text_projection"]);
         unused.extend(t5_weights.unused(&["encoder.embed_tokens.weight", "shared.weight"]));
-        Ok((encoder, unused))
+        Ok((encoder, clip_weights.used_bytes() + t5_weights.used_bytes(), unused))
     }
 
     /// Encodes one prompt, or takes it from those that were kept.

@@ -22,19 +22,35 @@ use crate::{ModelError, PassError};
 use burn::tensor::Tensor;
 use dg_core::shape::TransformerShape;
 use dg_kernels::{self as k, Activation, Precision};
+use std::ops::Range;
 
 /// Epsilon of every norm.
 const EPS: f64 = 1e-6;
 
-/// The transformer.
+/// The transformer, or the consecutive blocks of it that one pipeline stage has.
 pub struct Transformer {
     shape: TransformerShape,
-    x_embedder: Linear,
-    context_embedder: Linear,
+    /// Number of the first double block, and of the first single block, among all of their kind.
+    first: [usize; 2],
+    enter: Option<Enter>,
     double: Vec<DoubleBlock>,
     single: Vec<SingleBlock>,
-    proj_out: Linear,
+    proj_out: Option<Linear>,
     precision: Precision,
+}
+
+/// What comes before the first block.
+struct Enter {
+    x_embedder: Linear,
+    context_embedder: Linear,
+}
+
+/// Tokens between two blocks, and between two stages.
+pub struct Hidden {
+    /// Text `[b, T, D]`.
+    pub text: Tensor<3>,
+    /// Image `[b, N, D]`.
+    pub image: Tensor<3>,
 }
 
 /// What one forward pass reads. N and T are the tokens that are here: all, or the [`Share`](crate::parallel::Share)
@@ -54,17 +70,31 @@ impl Transformer {
     /// Takes the weights of the transformer, without those of
     /// [`Modulator`](crate::modulation::Modulator).
     pub fn load(w: &Loader<'_>, shape: &TransformerShape) -> Result<Self, ModelError> {
+        Self::load_stage(w, shape, 0..shape.double_blocks + shape.single_blocks)
+    }
+
+    /// Takes the weights of the blocks `blocks` alone, double blocks numbered first; those of the embedders too if
+    /// the first block is among them, those of the end if the last is.
+    pub fn load_stage(
+        w: &Loader<'_>,
+        shape: &TransformerShape,
+        blocks: Range<usize>,
+    ) -> Result<Self, ModelError> {
         let d = shape.width();
+        let [double, single] = kinds(shape, &blocks);
+        let (first, is_last) = ([double.start, single.start], ends(shape, &blocks));
+        let enter = || -> Result<Enter, ModelError> {
+            Ok(Enter {
+                x_embedder: w.linear("x_embedder", shape.in_channels, d)?,
+                context_embedder: w.linear("context_embedder", shape.text_width, d)?,
+            })
+        };
         Ok(Self {
-            x_embedder: w.linear("x_embedder", shape.in_channels, d)?,
-            context_embedder: w.linear("context_embedder", shape.text_width, d)?,
-            double: (0..shape.double_blocks)
-                .map(|i| DoubleBlock::load(w, shape, i))
-                .collect::<Result<_, _>>()?,
-            single: (0..shape.single_blocks)
-                .map(|i| SingleBlock::load(w, shape, i))
-                .collect::<Result<_, _>>()?,
-            proj_out: w.linear("proj_out", d, shape.in_channels)?,
+            first,
+            enter: (blocks.start == 0).then(enter).transpose()?,
+            double: double.map(|i| DoubleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
+            single: single.map(|i| SingleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
+            proj_out: is_last.then(|| w.linear("proj_out", d, shape.in_channels)).transpose()?,
             precision: w.precision(),
             shape: shape.clone(),
         })
@@ -74,42 +104,103 @@ impl Transformer {
     ///
     /// # Errors
     /// If `watch` stops the pass, or `attend` cannot reach another rank.
+    ///
+    /// # Panics
+    /// On a stage that is not the whole transformer.
     pub fn forward(
         &self,
         inputs: Inputs<'_>,
         attend: &mut dyn Attend,
         watch: &mut dyn Watch,
     ) -> Result<Tensor<3>, PassError> {
-        let (p, m, d) = (self.precision, inputs.modulations, self.shape.width());
-        assert!(m.double.len() == self.double.len() && m.single.len() == self.single.len(), "other blocks");
-        watch.see("temb", &m.conditioning.clone().unsqueeze_dim(0));
-        let mut image = rows(inputs.x, d, |x| self.x_embedder.forward(x));
-        let mut text = rows(inputs.text, d, |text| self.context_embedder.forward(text));
+        let Inputs { x, text, modulations, rope } = inputs;
+        watch.see("temb", &modulations.conditioning.clone().unsqueeze_dim(0));
+        let hidden = self.enter(x, text, watch);
+        let hidden = self.through(hidden, modulations, rope, attend, watch)?;
+        Ok(self.leave(hidden.image, modulations, watch))
+    }
+
+    /// Before the first block: packed latents `[b, N, in_channels]` and text `[b, T, text_width]` in width D.
+    ///
+    /// # Panics
+    /// On a stage without the first block.
+    pub fn enter(&self, x: Tensor<3>, text: Tensor<3>, watch: &mut dyn Watch) -> Hidden {
+        let (enter, d) = (self.enter.as_ref().expect("the first stage"), self.shape.width());
+        let image = rows(x, d, |x| enter.x_embedder.forward(x));
+        let text = rows(text, d, |text| enter.context_embedder.forward(text));
         watch.see("x_embedder", &image);
         watch.see("context_embedder", &text);
+        Hidden { text, image }
+    }
+
+    /// The blocks of this stage.
+    ///
+    /// # Errors
+    /// If `watch` stops the pass, or `attend` cannot reach another rank.
+    ///
+    /// # Panics
+    /// If the modulations are those of another stage.
+    pub fn through(
+        &self,
+        Hidden { mut text, mut image }: Hidden,
+        m: &Modulations,
+        rope: &Rope,
+        attend: &mut dyn Attend,
+        watch: &mut dyn Watch,
+    ) -> Result<Hidden, PassError> {
+        assert!(m.double.len() == self.double.len() && m.single.len() == self.single.len(), "other blocks");
         for (i, (block, m)) in self.double.iter().zip(&m.double).enumerate() {
-            (text, image) = block.forward(text, image, m, inputs.rope, attend)?;
+            (text, image) = block.forward(text, image, m, rope, attend)?;
+            let i = self.first[0] + i;
             watch.see(&format!("double_{i}.text"), &text);
             watch.see(&format!("double_{i}.image"), &image);
             watch.check()?;
         }
+        if self.single.is_empty() {
+            return Ok(Hidden { text, image });
+        }
         let (text_tokens, image_tokens) = (text.dims()[1], image.dims()[1]);
         let mut z = k::cat_tokens(text, image);
         for (i, (block, m)) in self.single.iter().zip(&m.single).enumerate() {
-            z = block.forward(z, m, inputs.rope, attend)?;
-            watch.see(&format!("single_{i}"), &z);
+            z = block.forward(z, m, rope, attend)?;
+            watch.see(&format!("single_{}", self.first[1] + i), &z);
             watch.check()?;
         }
-        if image_tokens == 0 {
-            return Ok(nothing(&z, self.shape.in_channels));
-        }
-        let image = z.narrow(1, text_tokens, image_tokens);
-        // the final layer alone has its scale before its shift
-        let [scale, shift] = chunks(&m.norm_out, d);
-        let v = self.proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, p));
-        watch.see("proj_out", &v);
-        Ok(v)
+        Ok(Hidden { text: tokens(&z, 0, text_tokens), image: tokens(&z, text_tokens, image_tokens) })
     }
+
+    /// After the last block: the velocity at the image tokens `[b, N, D]`, `[b, N, in_channels]`.
+    ///
+    /// # Panics
+    /// On a stage without the last block.
+    pub fn leave(&self, image: Tensor<3>, m: &Modulations, watch: &mut dyn Watch) -> Tensor<3> {
+        let (proj_out, d) = (self.proj_out.as_ref().expect("the last stage"), self.shape.width());
+        if image.dims()[1] == 0 {
+            return nothing(&image, self.shape.in_channels);
+        }
+        // the final layer alone has its scale before its shift
+        let [scale, shift] = chunks(m.norm_out.as_ref().expect("the last stage"), d);
+        let v = proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, self.precision));
+        watch.see("proj_out", &v);
+        v
+    }
+}
+
+/// The double and the single blocks among `blocks`, each numbered among their kind.
+pub(crate) fn kinds(shape: &TransformerShape, blocks: &Range<usize>) -> [Range<usize>; 2] {
+    let doubles = shape.double_blocks;
+    let single = |i: usize| i.saturating_sub(doubles);
+    [blocks.start.min(doubles)..blocks.end.min(doubles), single(blocks.start)..single(blocks.end)]
+}
+
+/// Whether the last block is among `blocks`.
+pub(crate) fn ends(shape: &TransformerShape, blocks: &Range<usize>) -> bool {
+    blocks.end == shape.double_blocks + shape.single_blocks
+}
+
+/// The tokens from `start` on, `len` of them.
+fn tokens(z: &Tensor<3>, start: usize, len: usize) -> Tensor<3> {
+    if len > 0 { z.clone().narrow(1, start, len) } else { nothing(z, z.dims()[2]) }
 }
 
 /// `f` of the rows of `x` `[b, n, …]`, which has `width` channels. A rank without a token computes nothing; burn

@@ -222,6 +222,12 @@ impl Loader<'_> {
         self.precision
     }
 
+    /// Bytes in the files of the tensors that were asked for.
+    pub fn used_bytes(&self) -> u64 {
+        let used = self.used.borrow();
+        used.iter().filter_map(|name| self.files.tensors.get(name)).map(|e| e.bytes.len() as u64).sum()
+    }
+
     /// Tensors that nobody asked for, without those under one of the `known` prefixes.
     pub fn unused(&self, known: &[&str]) -> Vec<String> {
         let used = self.used.borrow();

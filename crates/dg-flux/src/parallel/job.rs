@@ -1,7 +1,8 @@
 //! What one rank of a replica is told about a job.
 
-use dg_comm::Communicator;
-use dg_plan::Plan;
+use dg_comm::{CommError, Communicator, Group, InProcess};
+use dg_core::{DType, GenerateRequest, ModelShape};
+use dg_plan::{Ask, Coords, Layout, Plan, Work};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,4 +17,55 @@ pub struct RankJob {
     pub request: u64,
     /// How long one message may be waited for. It includes what the slowest rank computes between two messages.
     pub patience: Duration,
+}
+
+impl RankJob {
+    /// A batch on one rank of its own.
+    ///
+    /// # Panics
+    /// For an empty batch.
+    pub fn alone(shape: &ModelShape, batch: &[GenerateRequest], dtype: DType) -> Self {
+        let first = &batch[0];
+        let work = Work {
+            text_tokens: first.max_sequence_length.tokens(),
+            steps: first.steps(),
+            images: batch.len(),
+            request_images: batch.len(),
+            batch: batch.len(),
+            true_cfg: first.active_negative().is_some(),
+            dtype,
+            ..Work::one(shape.clone(), first.size)
+        };
+        let plan = Plan::new(&work, &Ask::layout(Layout::SERIAL)).expect("one rank can run anything");
+        let comm = InProcess::group(1).pop().expect("one rank");
+        // nobody is waited for
+        Self { plan: Arc::new(plan), comm: Arc::new(comm), request: 0, patience: Duration::ZERO }
+    }
+
+    /// This rank.
+    pub(crate) fn rank(&self) -> u32 {
+        u32::try_from(self.comm.rank()).unwrap_or(u32::MAX)
+    }
+
+    /// Where it stands.
+    pub(crate) fn coords(&self) -> Coords {
+        self.plan.layout.coords(self.rank())
+    }
+
+    /// Whether it has the first blocks.
+    pub(crate) fn is_first_stage(&self) -> bool {
+        self.coords().pp == 0
+    }
+
+    /// Whether it has the last blocks.
+    pub(crate) fn is_last_stage(&self) -> bool {
+        self.coords().pp + 1 == self.plan.layout.pp
+    }
+
+    /// The ranks that share its sequence, in the order of the owners, as a group called `name`.
+    pub(crate) fn sequence_group(&self, name: &str) -> Result<Group, CommError> {
+        let at = self.coords();
+        let first = self.plan.layout.rank(Coords { ring: 0, ulysses: 0, ..at }) as usize;
+        Group::new(self.comm.clone(), name, (first..first + self.plan.layout.sequence_ranks()).collect())
+    }
 }

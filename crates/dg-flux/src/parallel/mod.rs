@@ -1,11 +1,15 @@
-//! One picture on several ranks: the sequence is shared out, and attention brings it together.
+//! One picture on several ranks: the sequence, the blocks and the branches of true CFG are shared out.
 //!
-//! All ranks have all blocks, and each computes the rows of its own tokens. Only attention needs the others'
-//! tokens, so all of this stands behind [`Attend`](crate::attend::Attend), and the transformer does not know of it.
+//! A rank computes the rows of its own tokens in the blocks of its stage. Within a block only attention needs the
+//! others' tokens, so that stands behind [`Attend`](crate::attend::Attend), and the transformer does not know of it.
 //! Who owns what, who sends what to whom, and in how many bytes is decided by `dg-plan` (its module `traffic` has
 //! the rules).
 //!
 //! # Layout
+//! - [`denoise`]: [`Denoiser`], the weights of one rank and its part in all steps; one rank alone is the serial run
+//! - [`job`], [`embeds`]: what a rank is told of a job, and what it gets of the prompts
+//! - `units`: what goes through the stages, in which order; `edges`: between stages and between branches
+//! - `kept`: keys and values that PipeFusion keeps
 //! - [`sequence`]: [`Sequence`], attention on one rank of ring × Ulysses
 //! - `ulysses`: tokens for heads and back, two exchanges per block; exact
 //! - `ring`: keys and values go round, partial results are merged; within rounding
@@ -16,13 +20,20 @@
 //! A rank that cannot go on must end the others too: run its work in [`on_rank`]. Every call between ranks has a
 //! deadline, and each error names the rank that began it.
 
+pub mod denoise;
+mod edges;
+pub mod embeds;
 pub mod job;
+mod kept;
 mod ring;
 pub mod sequence;
 pub mod share;
 mod ulysses;
+mod units;
 mod wire;
 
+pub use denoise::Denoiser;
+pub use embeds::Encoded;
 pub use job::RankJob;
 pub use sequence::{Job, Sequence};
 pub use share::{Share, gather};

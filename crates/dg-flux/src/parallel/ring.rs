@@ -1,8 +1,8 @@
 //! Keys and values go round: Ring Attention (arXiv 2310.01889), with what each hop gives merged by the logarithms
 //! of its sums.
 
+use super::kept::passes;
 use super::wire;
-use crate::attend::Projected;
 use burn::tensor::Tensor;
 use dg_comm::{Block, Call, Class, CommError, Communicator, Deadline, Group, Pending, Tag};
 use dg_kernels::{self as kernels, Precision};
@@ -12,8 +12,8 @@ use std::time::Duration;
 /// One place of a ring.
 pub(super) struct Ring {
     comm: Group,
-    /// Tokens of each place's block.
-    tokens: Vec<usize>,
+    /// Tokens of each place's block, in a pass of the whole sequence and of each patch.
+    tokens: Vec<Vec<usize>>,
     patience: Duration,
 }
 
@@ -26,6 +26,21 @@ pub(super) struct Round {
     pub(super) tag: Tag,
     /// Images, heads of this place, channels of a head.
     pub(super) dims: [usize; 3],
+    /// 0 for the whole sequence, 1 + p for patch p.
+    pub(super) pass: usize,
+}
+
+/// Keys and values `[b, s, h, d]` of some tokens.
+pub(super) type Keys = (Tensor<4>, Tensor<4>);
+
+/// What one place brings into a round.
+pub(super) struct Share {
+    /// Queries of this place, a tensor for each segment.
+    pub(super) queries: Vec<Tensor<4>>,
+    /// Keys and values that it sends round.
+    pub(super) own: Vec<Keys>,
+    /// Those that it attends to before the first hop: its own, and what it has kept.
+    pub(super) first: Vec<Keys>,
 }
 
 /// Output `[b, s, h, d]` and logarithm of the sum `[b, h, s]` of some queries over some keys.
@@ -34,32 +49,53 @@ type Partial = (Tensor<4>, Tensor<3>);
 impl Ring {
     /// Blocks of the ring are what `ulysses` consecutive owners have.
     pub(super) fn new(comm: Group, table: &SegmentTable, ulysses: usize, patience: Duration) -> Self {
-        let tokens =
-            |place: usize| (place * ulysses..(place + 1) * ulysses).map(|o| table.tokens_of(o)).sum();
-        Self { tokens: (0..comm.size()).map(tokens).collect(), comm, patience }
+        let of = |pass: &Vec<usize>| {
+            let mut tokens = vec![0; comm.size()];
+            pass.iter().map(|i| &table.segments()[*i]).for_each(|s| tokens[s.owner / ulysses] += s.len());
+            tokens
+        };
+        Self { tokens: passes(table).iter().map(of).collect(), comm, patience }
     }
 
-    /// The attention output of each of this place's `segments` over the keys of all places.
+    /// The attention output of each of this place's queries over the keys of all places. `arrived` is shown the
+    /// keys and values of each other place.
     ///
     /// A block is sent on and the next receive posted before it is computed with, so this holds the block in hand
     /// and the one that is coming. Partial results are merged in the order in which blocks come: the own one, that
     /// of the previous place, and so on. So a place always rounds in the same way, but not two places alike.
-    pub(super) fn attend(&self, segments: Vec<Projected>, round: Round) -> Result<Vec<Tensor<4>>, CommError> {
-        let Round { scale, precision, .. } = round;
-        let (q, (k, v)): (Vec<_>, (Vec<_>, Vec<_>)) = segments.into_iter().map(|s| (s.q, (s.k, s.v))).unzip();
+    pub(super) fn attend(
+        &self,
+        share: Share,
+        round: Round,
+        arrived: &mut dyn FnMut(usize, &Keys),
+    ) -> Result<Vec<Tensor<4>>, CommError> {
+        let (Round { scale, precision, .. }, Share { queries, own, first }) = (round, share);
         if self.comm.size() == 1 {
-            return Ok(match q.is_empty() {
+            let (k, v) = first.into_iter().unzip();
+            return Ok(match queries.is_empty() {
                 true => Vec::new(),
-                false => outputs(kernels::attention_segments(q, k, v, scale, precision)),
+                false => outputs(kernels::attention_segments(queries, k, v, scale, precision)),
             });
         }
-        let mut message = self.own(k, v, round)?;
+        let mut message = self.own(own, round)?;
+        let mut first = Some(first);
         let mut merged: Option<Vec<Partial>> = None;
         for hop in 0..self.comm.size() {
             let incoming = self.pass_on(&message, hop, round)?;
-            if let Some((k, v)) = self.keys(message.take(), hop, round)?.filter(|_| !q.is_empty()) {
+            let here = match first.take() {
+                Some(first) => first,
+                None => {
+                    let keys = self.keys(message.as_ref(), hop, round)?;
+                    keys.iter().for_each(|keys| arrived(self.origin(hop), keys));
+                    keys.into_iter().collect()
+                }
+            };
+            // the message lives on as the keys, and where it was sent to
+            message = None;
+            if !queries.is_empty() && !here.is_empty() {
+                let (k, v) = here.into_iter().unzip();
                 // rounded once, at the end
-                let partial = kernels::attention_segments(q.clone(), vec![k], vec![v], scale, Precision::F32);
+                let partial = kernels::attention_segments(queries.clone(), k, v, scale, Precision::F32);
                 merged = Some(merge(merged, partial));
             }
             if let Some(mut incoming) = incoming {
@@ -79,7 +115,7 @@ impl Ring {
     /// K, then V, of the block of hop `hop`: `[b, 2·s, h, d]`.
     fn dims(&self, hop: usize, round: Round) -> [usize; 4] {
         let [b, heads, d] = round.dims;
-        [b, 2 * self.tokens[self.origin(hop)], heads, d]
+        [b, 2 * self.tokens[round.pass][self.origin(hop)], heads, d]
     }
 
     fn call(&self, hop: usize, round: Round) -> Call {
@@ -88,7 +124,8 @@ impl Ring {
     }
 
     /// The own block as a message; nothing if it has no token.
-    fn own(&self, k: Vec<Tensor<4>>, v: Vec<Tensor<4>>, round: Round) -> Result<Option<Block>, CommError> {
+    fn own(&self, keys: Vec<Keys>, round: Round) -> Result<Option<Block>, CommError> {
+        let (k, v): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
         let all: Vec<_> = k.into_iter().chain(v).collect();
         match all.is_empty() {
             true => Ok(None),
@@ -121,15 +158,10 @@ impl Ring {
     }
 
     /// K and V `[b, s, h, d]` in a block, if it has any.
-    fn keys(
-        &self,
-        message: Option<Block>,
-        hop: usize,
-        round: Round,
-    ) -> Result<Option<(Tensor<4>, Tensor<4>)>, CommError> {
+    fn keys(&self, message: Option<&Block>, hop: usize, round: Round) -> Result<Option<Keys>, CommError> {
         let Some(block) = message else { return Ok(None) };
         let dims = self.dims(hop, round);
-        let all = wire::unpack(&block, dims, &self.call(hop, round))?;
+        let all = wire::unpack(block, dims, &self.call(hop, round))?;
         let s = dims[1] / 2;
         Ok(Some((all.clone().narrow(1, 0, s), all.narrow(1, s, s))))
     }

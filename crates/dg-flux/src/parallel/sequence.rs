@@ -1,6 +1,7 @@
 //! Attention on one of the ranks that share a sequence.
 
-use super::ring::{Ring, Round};
+use super::kept::{Kept, Place as Kind, passes};
+use super::ring::{Keys, Ring, Round, Share};
 use super::ulysses::Ulysses;
 use crate::PassError;
 use crate::attend::{Attend, Pass, Projected};
@@ -32,6 +33,20 @@ pub struct Sequence {
     tag: Tag,
     /// Kinds that one branch uses: one for each hop.
     hops: u32,
+    pass: Pass,
+    /// In PipeFusion.
+    kept: Option<KeptKeys>,
+}
+
+/// What PipeFusion attends to beside the pass in hand.
+struct KeptKeys {
+    all: Kept,
+    /// The segments of the whole sequence and of each patch.
+    passes: Vec<Vec<usize>>,
+    /// For each of them and each place of the ring, that place's.
+    of_place: Vec<Vec<Vec<usize>>>,
+    /// Tokens of each segment.
+    len: Vec<usize>,
 }
 
 impl Sequence {
@@ -64,6 +79,54 @@ impl Sequence {
             patience: job.patience,
             tag: Tag::new(job.request),
             hops: number(rings),
+            pass: Pass::default(),
+            kept: None,
+        })
+    }
+
+    /// For PipeFusion: keys and values of every pass are kept, and those of one patch attend to all that are there.
+    /// So the picture depends on the patches, and not on who has which tokens, heads or blocks.
+    #[must_use]
+    pub fn keeping(mut self, segments: &SegmentTable, heads: &HeadSplit) -> Self {
+        let members = heads.ranges().len();
+        let (all, passes) = (segments.segments(), passes(segments));
+        let place = |pass: &Vec<usize>, place: usize| {
+            pass.iter().copied().filter(|i| all[*i].owner / members == place).collect()
+        };
+        let places = |pass| (0..segments.owners() / members).map(|p| place(pass, p)).collect();
+        self.kept = Some(KeptKeys {
+            all: Kept::default(),
+            of_place: passes.iter().map(places).collect(),
+            passes,
+            len: all.iter().map(dg_plan::Segment::len).collect(),
+        });
+        self
+    }
+
+    /// 0 for the whole sequence, 1 + p for patch p.
+    fn pass_number(&self) -> usize {
+        self.pass.patch.map_or(0, |patch| patch + 1)
+    }
+
+    /// Attention of the group's tokens for this member's heads, over the keys of all.
+    fn attend_heads(&mut self, segments: Vec<Projected>, round: Round) -> Result<Vec<Tensor<4>>, CommError> {
+        let (queries, own): (Vec<_>, Vec<_>) = segments.into_iter().map(|s| (s.q, (s.k, s.v))).unzip();
+        let Some(kept) = &mut self.kept else {
+            return self.ring.attend(Share { queries, first: own.clone(), own }, round, &mut |_, _| ());
+        };
+        let kind = Kind::new(self.pass, self.tag.layer);
+        let ours: Vec<usize> = self.ulysses.segments(round.pass).collect();
+        ours.iter().zip(&own).for_each(|(segment, keys)| kept.all.put(kind, *segment, keys));
+        let KeptKeys { all, passes, of_place, len } = kept;
+        let coming = |segment: &usize| passes[round.pass].contains(segment) && !ours.contains(segment);
+        let first = all.get(kind, |segment| !coming(&segment));
+        self.ring.attend(Share { queries, own, first }, round, &mut |place, keys: &Keys| {
+            let mut start = 0;
+            for segment in &of_place[round.pass][place] {
+                let part = |t: &Tensor<4>| t.clone().narrow(1, start, len[*segment]);
+                all.put(kind, *segment, &(part(&keys.0), part(&keys.1)));
+                start += len[*segment];
+            }
         })
     }
 
@@ -74,8 +137,10 @@ impl Sequence {
 
 impl Attend for Sequence {
     fn begin(&mut self, pass: Pass) {
-        let kind = number(pass.branch).saturating_mul(self.hops);
-        self.tag = Tag::new(self.tag.request).step(number(pass.step)).kind(kind);
+        let branch = number(pass.image).saturating_mul(2).saturating_add(number(pass.branch));
+        let tag = Tag::new(self.tag.request).step(number(pass.step)).kind(branch.saturating_mul(self.hops));
+        self.tag = tag.patch(number(pass.patch.unwrap_or(0)));
+        self.pass = pass;
     }
 
     fn attend(
@@ -86,12 +151,13 @@ impl Attend for Sequence {
     ) -> Result<Vec<Tensor<4>>, PassError> {
         let [b, _, heads, d] = parts[0].q.dims();
         let tokens: Vec<usize> = parts.iter().map(|part| part.q.dims()[1]).collect();
-        let device = parts[0].q.device();
-        let segments = self.ulysses.heads_of_all(&parts, &self.call(Class::UlyssesQkv), p)?;
+        let (device, pass) = (parts[0].q.device(), self.pass_number());
+        let segments = self.ulysses.heads_of_all(&parts, pass, &self.call(Class::UlyssesQkv), p)?;
         drop(parts);
         let dims = [b, self.ulysses.heads(), d];
-        let outputs = self.ring.attend(segments, Round { scale, precision: p, tag: self.tag, dims })?;
-        let own = self.ulysses.tokens_of_own(&outputs, [b, d], &self.call(Class::UlyssesOut), p)?;
+        let outputs =
+            self.attend_heads(segments, Round { scale, precision: p, tag: self.tag, dims, pass })?;
+        let own = self.ulysses.tokens_of_own(&outputs, pass, [b, d], &self.call(Class::UlyssesOut), p)?;
         self.tag.layer += 1;
         let mut start = 0;
         let part = |tokens: usize| match &own {

@@ -3,6 +3,7 @@
 //! Shapes: b images, s tokens of a member, h heads of a member while it attends, H heads in all, d channels of a
 //! head.
 
+use super::kept::passes;
 use super::wire;
 use crate::attend::Projected;
 use burn::tensor::Tensor;
@@ -14,14 +15,22 @@ use dg_plan::{HeadSplit, SegmentTable};
 pub(super) struct Ulysses {
     comm: Group,
     heads: HeadSplit,
+    /// The tokens of the whole sequence, then those of each patch.
+    passes: Vec<Tokens>,
+}
+
+/// The tokens of the group that go through the blocks together.
+struct Tokens {
     /// The segments of the whole group in canonical order.
     runs: Vec<Run>,
     /// Tokens of each member.
-    tokens: Vec<usize>,
+    of: Vec<usize>,
 }
 
 /// A segment: consecutive tokens of one member.
 struct Run {
+    /// Place of the segment in the table.
+    segment: usize,
     member: usize,
     /// First token, counted among those of the member.
     start: usize,
@@ -32,14 +41,24 @@ impl Ulysses {
     /// The group of the owners from `first` on, as many as `heads` has members.
     pub(super) fn new(comm: Group, heads: HeadSplit, table: &SegmentTable, first: usize) -> Self {
         let members = first..first + heads.ranges().len();
-        let mut tokens = vec![0; members.len()];
-        let mut runs = Vec::new();
-        for s in table.segments().iter().filter(|s| members.contains(&s.owner)) {
-            let member = s.owner - first;
-            runs.push(Run { member, start: tokens[member], len: s.len() });
-            tokens[member] += s.len();
-        }
-        Self { comm, heads, runs, tokens }
+        let of = |pass: &Vec<usize>| {
+            let mut tokens = Tokens { runs: Vec::new(), of: vec![0; members.len()] };
+            for &segment in pass {
+                let s = &table.segments()[segment];
+                if members.contains(&s.owner) {
+                    let member = s.owner - first;
+                    tokens.runs.push(Run { segment, member, start: tokens.of[member], len: s.len() });
+                    tokens.of[member] += s.len();
+                }
+            }
+            tokens
+        };
+        Self { comm, heads, passes: passes(table).iter().map(of).collect() }
+    }
+
+    /// Places in the table of the segments that the group has in `pass`, in canonical order.
+    pub(super) fn segments(&self, pass: usize) -> impl Iterator<Item = usize> {
+        self.passes[pass].runs.iter().map(|run| run.segment)
     }
 
     /// Heads of this member while it attends.
@@ -47,37 +66,38 @@ impl Ulysses {
         self.heads.of(self.comm.rank()).len()
     }
 
-    /// From this member's tokens with all heads to all tokens of the group with this member's heads: one entry per
+    /// In pass `pass`, from this member's tokens with all heads to all tokens of the group with this member's heads: one entry per
     /// segment, in canonical order, none empty.
     pub(super) fn heads_of_all(
         &self,
         parts: &[Projected],
+        pass: usize,
         call: &Call,
         p: Precision,
     ) -> Result<Vec<Projected>, CommError> {
+        let Tokens { runs, of: tokens } = &self.passes[pass];
         let (me, [b, _, _, d]) = (self.comm.rank(), parts[0].q.dims());
         let heads = self.heads();
         let mut sends = Vec::new();
-        for to in self.others().filter(|_| self.tokens[me] > 0) {
+        for to in self.others().filter(|_| tokens[me] > 0) {
             sends.push((to, wire::pack(self.outgoing(parts, to), p, call)?));
         }
-        let dims = |from: usize| [b, 3 * self.tokens[from], heads, d];
-        let from = self.others().filter(|from| self.tokens[*from] > 0);
+        let dims = |from: usize| [b, 3 * tokens[from], heads, d];
+        let from = self.others().filter(|from| tokens[*from] > 0);
         let receives: Vec<_> = from.map(|from| (from, wire::shape(dims(from), p))).collect();
-        let mut theirs: Vec<Option<Tensor<4>>> = vec![None; self.tokens.len()];
+        let mut theirs: Vec<Option<Tensor<4>>> = vec![None; tokens.len()];
         for (from, block) in self.exchange(call, sends, &receives)? {
             theirs[from] = Some(wire::unpack(&block, dims(from), call)?);
         }
         let segment = |run: &Run| match &theirs[run.member] {
             // q, k and v of a member stand one after the other
             Some(all) => {
-                let third =
-                    |i: usize| all.clone().narrow(1, i * self.tokens[run.member] + run.start, run.len);
+                let third = |i: usize| all.clone().narrow(1, i * tokens[run.member] + run.start, run.len);
                 Projected { q: third(0), k: third(1), v: third(2) }
             }
             None => self.own(parts, run),
         };
-        Ok(self.runs.iter().map(segment).collect())
+        Ok(runs.iter().map(segment).collect())
     }
 
     /// From the attention output of all segments `[b, len, h, d]` back to this member's tokens with all heads,
@@ -85,20 +105,22 @@ impl Ulysses {
     pub(super) fn tokens_of_own(
         &self,
         outputs: &[Tensor<4>],
+        pass: usize,
         [b, d]: [usize; 2],
         call: &Call,
         p: Precision,
     ) -> Result<Option<Tensor<4>>, CommError> {
+        let Tokens { runs, of: tokens } = &self.passes[pass];
         let me = self.comm.rank();
         let of = |member: usize| -> Vec<Tensor<4>> {
-            let of = self.runs.iter().zip(outputs).filter(|(run, _)| run.member == member);
+            let of = runs.iter().zip(outputs).filter(|(run, _)| run.member == member);
             of.map(|(_, output)| output.clone()).collect()
         };
         let mut sends = Vec::new();
-        for to in self.others().filter(|to| self.tokens[*to] > 0) {
+        for to in self.others().filter(|to| tokens[*to] > 0) {
             sends.push((to, wire::pack(Tensor::cat(of(to), 1), p, call)?));
         }
-        let own = self.tokens[me];
+        let own = tokens[me];
         let dims = |from: usize| [b, own, self.heads.of(from).len(), d];
         let from = self.others().filter(|_| own > 0);
         let receives: Vec<_> = from.map(|from| (from, wire::shape(dims(from), p))).collect();
