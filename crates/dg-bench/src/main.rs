@@ -4,12 +4,14 @@
 //! # Layout
 //! - [`make`]: a model folder of a given size with random weights
 //! - [`measure`]: wall and CPU seconds of repeated runs
+//! - [`parallel`]: layouts of several ranks against one rank
 //! - [`parts`]: transformer, VAE, text encoders, attention
 //! - [`whole`]: the program, from exec to the picture
 #![forbid(unsafe_code)]
 
 mod make;
 mod measure;
+mod parallel;
 mod parts;
 mod whole;
 
@@ -81,6 +83,17 @@ enum Command {
         #[arg(long, default_value_t = 4608)]
         tokens: usize,
     },
+    /// All steps of denoising on two ranks (four for PipeFusion) of one thread each, against one rank of two threads:
+    /// interleaved, the same work
+    Parallel {
+        #[command(flatten)]
+        run: Run,
+        /// Width and height in pixels
+        #[arg(long, default_value_t = 512)]
+        side: u32,
+        #[arg(long, default_value_t = 512)]
+        text_tokens: u32,
+    },
     /// The whole program, cold: `diffgentor t2i` with the arguments after `--`
     E2e {
         /// The `diffgentor` program
@@ -144,6 +157,7 @@ fn run(command: Command) -> Result<serde_json::Value, Failure> {
         Command::Attention { run, heads, head_dim, tokens } => {
             parts::attention(&run, heads, head_dim, tokens)
         }
+        Command::Parallel { run, side, text_tokens } => parallel::layouts(&run, side, text_tokens),
         Command::E2e { program, run, arguments } => whole::e2e(&program, &run, &arguments),
     }
 }

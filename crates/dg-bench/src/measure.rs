@@ -51,13 +51,13 @@ pub(crate) fn peak() -> Option<f64> {
 }
 
 /// Wall and CPU seconds of one run of this process.
-fn timed(work: &mut impl FnMut()) -> [f64; 2] {
+pub(crate) fn timed(work: &mut impl FnMut()) -> [f64; 2] {
     let (wall, cpu) = (Instant::now(), cpu_seconds());
     work();
     [wall.elapsed().as_secs_f64(), cpu_seconds() - cpu]
 }
 
-fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let t = clock_gettime(ClockId::ProcessCPUTime);
     t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
@@ -101,12 +101,12 @@ pub(crate) fn line(report: &Value) -> String {
     line + &format!(" ({} threads, {} kernels, {})", report["threads"], text("kernels"), text("cpu"))
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
+pub(crate) fn median(mut v: Vec<f64>) -> f64 {
     v.sort_by(f64::total_cmp);
     v.get(v.len() / 2).copied().unwrap_or(0.0)
 }
 
-fn cpu_name() -> String {
+pub(crate) fn cpu_name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |key: &str| {
         let line = text.lines().find(|l| l.starts_with(key));
