@@ -41,7 +41,8 @@ pub struct Parallel {
     pub ask: Ask,
     /// Pictures of one request (`num_images_per_prompt`): whether a pipeline can be exact depends on it.
     pub request_images: usize,
-    /// How long one message between ranks may be waited for; see [`RankJob::patience`](dg_flux::parallel::RankJob).
+    /// How long one message between ranks may be waited for; see [`RankJob::patience`](dg_flux::parallel::RankJob). As
+    /// the ranks of a replica go on with the next job while one of them decodes, that has to fit in too.
     pub patience: Duration,
     /// Whether every message and job of every rank is written down, for [`Cluster::trace`].
     pub trace: bool,

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// How a job ended on one rank: with pictures, if it is the one that decodes.
 pub(crate) type PartEnd = End<Option<Vec<Picture>>, JobError>;
+type PartEnds = Ends<Option<Vec<Picture>>, JobError>;
 
 /// What the ranks of a replica share about a job.
 pub(crate) struct Run {
@@ -31,7 +32,7 @@ pub(crate) struct Run {
     patience: Duration,
     tell: Tell,
     /// Until the last rank has told how it ended.
-    open: Mutex<Option<(JobSpec, Ends<Option<Vec<Picture>>, JobError>)>>,
+    open: Mutex<Option<(JobSpec, PartEnds)>>,
 }
 
 /// One rank's part of a job. Dropped without a [report](Self::report), it has never begun.

@@ -179,6 +179,33 @@ async fn a_panic_costs_one_job_of_one_replica_and_one_worker() {
     assert_eq!(end(other).await, Err(JobError::Cancelled));
 }
 
+/// Ranks that die now and then, here and there, while all replicas have work.
+#[tokio::test]
+async fn only_jobs_that_panic_are_lost() {
+    let (cluster, seen) = start(EIGHT).await;
+    let jobs: Vec<_> = (0..100u64)
+        .map(|i| {
+            let prompt = if i % 5 == 4 { format!("panic {}", i * i * 7 / 5 % 8) } else { "a".into() };
+            (i, cluster.submit(vec![request(&prompt, i)]), prompt)
+        })
+        .collect();
+    let mut panics = 0;
+    for (i, job, prompt) in jobs {
+        match end(job).await {
+            Err(JobError::Panicked(message)) => {
+                let rank = prompt.strip_prefix("panic ").expect("only those panic");
+                assert!(message.starts_with(&format!("rank {rank} (")), "{message}");
+                panics += 1;
+            }
+            other => assert_eq!(other, Ok(vec![i])),
+        }
+    }
+    assert!(panics > 3, "{panics}");
+    // the worker of the last one may not be there yet
+    let replaced = seen.loads.lock().unwrap().len() - 8;
+    assert!((panics - 2..=panics).contains(&replaced), "{replaced} workers for {panics} panics");
+}
+
 #[tokio::test]
 async fn an_error_names_its_rank_and_not_those_that_it_ends() {
     let (cluster, seen) = start(EIGHT).await;
