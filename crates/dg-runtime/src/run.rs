@@ -125,9 +125,9 @@ impl Run {
                 Err(self.named(rank, JobError::Run { reason, hint, exit: ExitCode::Failed }))
             }
         };
-        let job = spec.id;
+        // first, so that what the owner submits next finds these ranks free
+        (self.tell)(Told::Ended { job: spec.id, has_lost });
         spec.end(result);
-        (self.tell)(Told::Ended { job, has_lost });
     }
 
     /// Errors name their rank where there is a choice.

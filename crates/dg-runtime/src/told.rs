@@ -23,7 +23,7 @@ pub(crate) enum Told {
     Broken(WorkerId, StartError),
     /// The job's latents are there.
     Denoised(JobId),
-    /// The job has ended on all its ranks; its owner has been told.
+    /// The job has ended on all its ranks; its owner is being told.
     Ended {
         /// Which.
         job: JobId,
