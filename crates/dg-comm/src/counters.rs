@@ -26,7 +26,8 @@ impl AddAssign for Tally {
     }
 }
 
-/// What a rank has sent and how long it has waited, since its communicator was made.
+/// What a rank has sent and how long it has waited, since its communicator was made; of several jobs, if those of
+/// their communicators were added up.
 ///
 /// Peers are ranks of the communicator that holds all ranks; its groups share the counters. What a rank sends to
 /// itself crosses no link and is not counted.
@@ -76,6 +77,14 @@ impl Counters {
             ((class, peer), Tally { bytes, messages, wait: now.wait.saturating_sub(then.wait) })
         });
         Self(rest.filter(|(_, tally)| *tally != Tally::default()).collect())
+    }
+}
+
+impl AddAssign<&Self> for Counters {
+    fn add_assign(&mut self, other: &Self) {
+        for (class, peer, tally) in other.iter() {
+            *self.0.entry((class, peer)).or_default() += tally;
+        }
     }
 }
 
@@ -131,6 +140,9 @@ mod tests {
         assert_eq!(now.total().wait, Duration::from_millis(3));
         let rest = now.since(&then);
         assert_eq!((rest.tally(Class::RingKv, 1).bytes, rest.class(Class::RingKv).messages), (10, 2));
+        let mut both = then;
+        both += &rest;
+        assert_eq!(both, now);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     Pending, Place, RankName, Receiving, Result, Side,
 };
 use inbox::Inbox;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -25,6 +26,9 @@ pub struct InProcess {
 pub struct Options {
     /// What each rank is called in errors; one per rank.
     pub names: Vec<String>,
+    /// Number of the first rank among all ranks of the run, of which these may be a part: 0, unless they are.
+    /// [`world_rank`](Communicator::world_rank), counters and errors count from here.
+    pub first: usize,
     /// Unread messages from one rank to another before the sender waits; at least [`IN_FLIGHT_MIN`].
     pub in_flight_max: usize,
 }
@@ -32,8 +36,14 @@ pub struct Options {
 impl Options {
     /// `size` ranks called `rank 0`, `rank 1`, …
     pub fn new(size: usize) -> Self {
-        let names = (0..size).map(|rank| format!("rank {rank}")).collect();
-        Self { names, in_flight_max: IN_FLIGHT_MAX }
+        Self::ranks(0..size)
+    }
+
+    /// The ranks that have these numbers among all ranks of a run, each called by its number.
+    pub fn ranks(numbers: Range<usize>) -> Self {
+        let first = numbers.start;
+        let names = numbers.map(|rank| format!("rank {rank}")).collect();
+        Self { names, first, in_flight_max: IN_FLIGHT_MAX }
     }
 }
 
@@ -54,6 +64,7 @@ impl InProcess {
             failure: OnceLock::new(),
             finished: (0..size).map(|_| AtomicBool::new(false)).collect(),
             names: options.names,
+            first: options.first,
             in_flight_max: options.in_flight_max.max(IN_FLIGHT_MIN),
         });
         let rank = |rank| Self { me: Arc::new(Me { world: world.clone(), rank, ledger: Ledger::default() }) };
@@ -70,10 +81,15 @@ impl Communicator for InProcess {
         self.me.world.boxes.len()
     }
 
+    fn world_rank(&self, rank: usize) -> usize {
+        self.me.world.number(rank)
+    }
+
     fn send(&self, to: usize, call: &Call, block: Block) -> Result<()> {
         self.in_range(to, call)?;
         let Me { world, rank, ledger } = &*self.me;
-        let place = Place::new(call, Side::Sending, Some(to));
+        let number = world.number(to);
+        let place = Place::new(call, Side::Sending, Some(number));
         let (class, bytes) = (call.envelope().class, block.shape().bytes());
         let mailbox = &world.boxes[to];
         let begin = Instant::now();
@@ -89,8 +105,8 @@ impl Communicator for InProcess {
             }
             let left = call.deadline().left();
             if left.is_zero() {
-                let hint =
-                    format!("rank {to} has not read the last {} messages of this rank", inbox.unread(*rank));
+                let unread = inbox.unread(*rank);
+                let hint = format!("rank {number} has not read the last {unread} messages of this rank");
                 break Err(CommError::Deadline { place, waited: begin.elapsed(), hint });
             }
             waited = true;
@@ -98,12 +114,12 @@ impl Communicator for InProcess {
         };
         drop(inbox);
         if waited {
-            ledger.waited(class, to, begin.elapsed());
+            ledger.waited(class, number, begin.elapsed());
         }
         result?;
         mailbox.arrived.notify_all();
         if to != *rank {
-            ledger.sent(class, to, bytes);
+            ledger.sent(class, number, bytes);
         }
         Ok(())
     }
@@ -131,7 +147,9 @@ impl Communicator for InProcess {
         let (messages, first) = world.boxes[*rank].lock().unread_of_all();
         match first {
             None => Ok(()),
-            Some((from, first)) => Err(CommError::Unread { rank: world.name(*rank), messages, from, first }),
+            Some((from, first)) => {
+                Err(CommError::Unread { rank: world.name(*rank), messages, from: world.number(from), first })
+            }
         }
     }
 
@@ -173,6 +191,7 @@ struct World {
     failure: OnceLock<Failure>,
     finished: Vec<AtomicBool>,
     names: Vec<String>,
+    first: usize,
     in_flight_max: usize,
 }
 
@@ -183,7 +202,12 @@ enum Failure {
 
 impl World {
     fn name(&self, rank: usize) -> RankName {
-        RankName { rank, name: self.names[rank].clone() }
+        RankName { rank: self.number(rank), name: self.names[rank].clone() }
+    }
+
+    /// Of a rank among all ranks of the run.
+    fn number(&self, rank: usize) -> usize {
+        self.first + rank
     }
 
     fn fail(&self, failure: Failure) {
@@ -258,7 +282,8 @@ impl Receiving for Posted {
         };
         let Me { world, rank, ledger } = &*self.me;
         let (from, envelope) = (self.from, self.call.envelope());
-        let place = Place::new(&self.call, Side::Receiving, Some(from));
+        let number = world.number(from);
+        let place = Place::new(&self.call, Side::Receiving, Some(number));
         let mailbox = &world.boxes[*rank];
         let begin = Instant::now();
         let mut inbox = mailbox.lock();
@@ -277,19 +302,20 @@ impl Receiving for Posted {
             }
             let left = deadline.left();
             if left.is_zero() {
-                break Err(CommError::Deadline { place, waited: begin.elapsed(), hint: inbox.hint(from) });
+                let hint = inbox.hint(from, number);
+                break Err(CommError::Deadline { place, waited: begin.elapsed(), hint });
             }
             waited = true;
             inbox = mailbox.arrived.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
         };
         drop(inbox);
         if waited {
-            ledger.waited(envelope.class, from, begin.elapsed());
+            ledger.waited(envelope.class, number, begin.elapsed());
         }
         let block = result?;
         self.ticket = None;
         mailbox.room.notify_all();
-        expect(&self.call, from, self.shape, block.shape())?;
+        expect(&self.call, number, self.shape, block.shape())?;
         Ok(block)
     }
 

@@ -61,7 +61,8 @@ impl Trace {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn now(&self) -> Duration {
+    /// Its clock: the time since it was made.
+    pub fn now(&self) -> Duration {
         self.begin.elapsed()
     }
 

@@ -25,6 +25,13 @@ fn threads_with_the_smallest_queues_pass() {
     Suite::new(make).seed(50_000).schedules(100).run().unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// The suite's ranks as those of the second of several replicas.
+#[test]
+fn a_part_of_all_threads_passes() {
+    let make = |size| share(InProcess::with(Options::ranks(size..2 * size)));
+    Suite::new(make).seed(90_000).schedules(60).run().unwrap_or_else(|error| panic!("{error}"));
+}
+
 #[test]
 fn delayed_threads_pass() {
     let delayed = |comm| Delayed::new(comm, 7, Duration::from_millis(1));

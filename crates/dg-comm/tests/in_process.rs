@@ -96,6 +96,41 @@ fn errors_say_which_call_failed_and_what_to_look_at() {
     );
 }
 
+/// Ranks 6 and 7 of a run, connected with one another only.
+#[test]
+fn a_part_of_all_ranks_speaks_of_their_numbers_in_the_run() {
+    let trace = Trace::new();
+    let record = |comm| Recording::new(comm, trace.clone());
+    let ranks: Vec<_> = InProcess::with(Options::ranks(6..8)).into_iter().map(record).collect();
+    let [six, seven]: [_; 2] = ranks.try_into().ok().unwrap();
+    assert_eq!((six.rank(), six.world_rank(0), six.world_rank(1)), (0, 6, 7));
+    let short = |class| Call::new(class, Tag::new(1), Deadline::after(SHORT));
+    let block = || Block::from_f32(vec![1.0, 2.0]);
+
+    six.send(1, &short(Class::RingKv), block()).unwrap();
+    assert_eq!(six.counters().sent()["ring_kv"].to, std::collections::BTreeMap::from([(7, 8)]));
+    seven.recv(0, &short(Class::RingKv), BlockShape::f32(2)).unwrap();
+    let seen: Vec<_> = trace.events().iter().map(|event| (event.kind, event.rank, event.peer)).collect();
+    assert_eq!(seen, [(EventKind::Send, 6, 7), (EventKind::Post, 7, 6), (EventKind::Wait, 7, 6)]);
+
+    six.send(1, &short(Class::Embeds), block()).unwrap();
+    let late = seven.recv(0, &short(Class::RingKv), BlockShape::f32(2)).unwrap_err();
+    let text = late.to_string();
+    assert!(text.contains("from rank 6: gave up") && text.contains("rank 6 is elsewhere"), "{text}");
+    assert!(seven.counters().tally(Class::RingKv, 6).wait >= SHORT);
+    let wrong = seven.recv(0, &short(Class::Embeds), BlockShape::f32(3)).unwrap_err();
+    assert!(wrong.to_string().contains("from rank 6: expected"), "{wrong}");
+    six.send(1, &short(Class::Gather), block()).unwrap();
+    let unread = seven.finish().unwrap_err();
+    assert!(matches!(&unread, CommError::Unread { rank, from: 6, .. } if rank.rank == 7), "{unread}");
+    let over = six.send(1, &short(Class::Gather), block()).unwrap_err();
+    assert!(matches!(&over, CommError::PeerGone { rank, .. } if rank.rank == 7), "{over}");
+    assert!(over.to_string().contains("to rank 7: rank 7 has finished"), "{over}");
+    six.abort("the disk is full");
+    let error = seven.check().unwrap_err();
+    assert!(matches!(&error, CommError::Aborted { by, .. } if by.rank == 6), "{error}");
+}
+
 #[test]
 fn a_sender_waits_only_when_the_queue_is_full() {
     let options = Options { in_flight_max: 70, ..Options::new(2) };

@@ -1,13 +1,16 @@
 //! [`Cluster`]: a model that is ready to work.
 
 use crate::StartError;
-use crate::compute::{Engine, Load};
+use crate::board::{Board, TraceLog};
+use crate::compute::{Engine, Load, Loaded};
 use crate::job::{Job, JobSpec};
 use crate::logic::queue::JobId;
+use crate::plan::load_plan;
 use crate::supervisor::{self, Supervisor};
-use dg_core::{DType, GenerateRequest, TimeDtype};
+use dg_core::report::RankReport;
+use dg_core::{DType, GenerateRequest, ModelShape, TimeDtype};
 use dg_flux::{ModelRepo, Pipeline, PipelineOptions};
-use dg_plan::{Ask, Layout};
+use dg_plan::{Ask, Layout, Plan};
 use ractor::{Actor, ActorRef};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -23,7 +26,7 @@ pub struct EngineOptions {
     pub dtype: DType,
     /// Format of time and guidance in a bfloat16 run.
     pub time_dtype: TimeDtype,
-    /// Threads of the rank's pool.
+    /// Threads of each rank's pool.
     pub threads: NonZeroUsize,
     /// Decode in tiles: yes, no, or above [`dg_flux::tiling::PIXELS_MAX`] pixels.
     pub vae_tiling: Option<bool>,
@@ -38,9 +41,10 @@ pub struct Parallel {
     pub ask: Ask,
     /// Pictures of one request (`num_images_per_prompt`): whether a pipeline can be exact depends on it.
     pub request_images: usize,
-    /// How long one message between ranks may be waited for; see [`RankJob::patience`](dg_flux::parallel::RankJob).
+    /// How long one message between ranks may be waited for; see [`RankJob::patience`](dg_flux::parallel::RankJob). As
+    /// the ranks of a replica go on with the next job while one of them decodes, that has to fit in too.
     pub patience: Duration,
-    /// Where every message and job of every rank is written down, if anywhere.
+    /// Whether every message and job of every rank is written down, for [`Cluster::trace`].
     pub trace: bool,
 }
 
@@ -68,46 +72,62 @@ impl Default for EngineOptions {
     }
 }
 
-/// A supervisor, its worker and the loaded model. One rank, in this process.
+/// A supervisor, one worker per rank, and the loaded model. The ranks are threads of this process.
 ///
 /// Dropping it stops them as [`Cluster::shutdown`] does, without waiting for it.
 pub struct Cluster {
     supervisor: ActorRef<supervisor::Message>,
     /// Until [`Cluster::shutdown`] waits for it.
     stopped: Option<JoinHandle<()>>,
+    board: Arc<Board>,
     next: AtomicU64,
 }
 
 impl Cluster {
-    /// Starts the actors and loads the model. Call it inside a tokio runtime.
-    pub async fn start(repo: ModelRepo, options: EngineOptions) -> Result<Self, StartError> {
-        let threads = options.threads.get();
-        let load = move || -> Result<Box<dyn Engine>, StartError> {
-            let options = PipelineOptions {
-                device: dg_flux::cpu(),
-                dtype: options.dtype,
-                time_dtype: options.time_dtype,
-                vae_tiling: options.vae_tiling,
-            };
-            Ok(Box::new(Pipeline::load(&repo, options)?))
+    /// Starts the actors and loads the model: each rank what it needs, all at a time, out of one map of each file. Call
+    /// it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError`] for a layout in which no picture can be made, and for a model that cannot be loaded.
+    pub async fn start(repo: impl Into<Arc<ModelRepo>>, options: EngineOptions) -> Result<Self, StartError> {
+        let repo = repo.into();
+        let shape = repo.shape().clone();
+        let plan = load_plan(&shape, &options.parallel.ask, options.dtype)?;
+        let computing = PipelineOptions {
+            device: dg_flux::cpu(),
+            dtype: options.dtype,
+            time_dtype: options.time_dtype,
+            vae_tiling: options.vae_tiling,
         };
-        Self::with_engine(Arc::new(load), threads).await
+        let load = move |rank| load_rank(&repo, computing.clone(), &plan, rank);
+        Self::with_engine(Arc::new(load), shape, options).await
     }
 
-    pub(crate) async fn with_engine(load: Load, threads: usize) -> Result<Self, StartError> {
+    pub(crate) async fn with_engine(
+        load: Load,
+        shape: ModelShape,
+        options: EngineOptions,
+    ) -> Result<Self, StartError> {
+        let threads = options.threads.get();
+        let board = Arc::new(Board::new(options.parallel.ask.layout, options.parallel.trace));
         let (started, result) = oneshot::channel();
-        let args = supervisor::Arguments { load, threads, started };
+        let args = supervisor::Arguments { load, shape, options, board: board.clone(), started };
         let (supervisor, stopped) = Actor::spawn(None, Supervisor, args)
             .await
             .map_err(|e| StartError::Threads { threads, reason: e.to_string() })?;
         match result.await {
-            Ok(Ok(())) => Ok(Self { supervisor, stopped: Some(stopped), next: AtomicU64::new(0) }),
+            Ok(Ok(())) => Ok(Self { supervisor, stopped: Some(stopped), board, next: AtomicU64::new(0) }),
             Ok(Err(e)) => Err(e),
             Err(_) => Err(StartError::Panicked("the supervisor stopped".into())),
         }
     }
 
-    /// Hands in one batch. It runs after those that were handed in before it.
+    /// How many jobs can be worked on at a time: the data parallel degree.
+    pub fn replicas(&self) -> usize {
+        self.board.layout().dp as usize
+    }
+
+    /// Hands in one batch. It begins after those that were handed in before it, on the first replica that is free.
     pub fn submit(&self, batch: Vec<GenerateRequest>) -> Job {
         let id = JobId(self.next.fetch_add(1, Ordering::Relaxed));
         let (spec, job) = JobSpec::new(id, batch);
@@ -117,6 +137,20 @@ impl Cluster {
             tracing::debug!("submitted to a stopped cluster: {e}");
         }
         job
+    }
+
+    /// What each rank has held, done and sent so far, in the order of the ranks. Does not wait; whatever belongs to a
+    /// job is in it as soon as [`Job::finish`] returns.
+    ///
+    /// `sent` and `predicted` are those of the jobs that ran to their end on the rank, times those of all jobs in which
+    /// it did not panic. What the operating system knows (memory) is not in it.
+    pub fn rank_reports(&self) -> Vec<RankReport> {
+        self.board.reports()
+    }
+
+    /// What was written down so far, if [`Parallel::trace`] is on.
+    pub fn trace(&self) -> Option<TraceLog> {
+        self.board.log()
     }
 
     /// Stops the actors. Jobs that wait end with [`JobError::Stopped`](crate::JobError::Stopped); a running one ends when it is
@@ -137,171 +171,19 @@ impl Drop for Cluster {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::JobError;
-    use dg_core::{ImageSize, Seed, StepEvent};
-    use dg_flux::Picture;
-    use dg_flux::RunError;
-    use dg_flux::watch::{Cancelled, Watch};
-    use std::sync::atomic::AtomicU32;
-
-    /// Makes black pictures; panics or dawdles when the prompt says so.
-    struct Fake {
-        /// How many are gone.
-        drops: Arc<AtomicU32>,
-    }
-
-    impl Drop for Fake {
-        fn drop(&mut self) {
-            self.drops.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    impl Engine for Fake {
-        fn generate(
-            &mut self,
-            batch: &[GenerateRequest],
-            watch: &mut dyn Watch,
-        ) -> Result<Vec<Picture>, RunError> {
-            match batch[0].prompt.as_str() {
-                "panic" => panic!("as asked"),
-                "dawdle" => {
-                    while !watch.stop() {
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    return Err(Cancelled.into());
-                }
-                _ => {}
-            }
-            watch.event(StepEvent::TextEncoded { images: vec![0], seconds: 0.0 });
-            let picture = |r: &GenerateRequest| Picture {
-                size: r.size,
-                rgb: vec![0; 3 * r.size.pixels() as usize],
-                seed: r.seed,
-                vae_tiling: false,
-                pixels_blake3: String::new(),
-                latents_blake3: String::new(),
-            };
-            Ok(batch.iter().map(picture).collect())
-        }
-    }
-
-    fn request(prompt: &str, seed: u64) -> GenerateRequest {
-        GenerateRequest::new(prompt, ImageSize::fit(16, 16).unwrap().0, Seed(seed))
-    }
-
-    /// A cluster of fakes, and how often its engine was loaded.
-    async fn cluster() -> (Cluster, Arc<AtomicU32>) {
-        let (cluster, loads, _) = counted_cluster().await;
-        (cluster, loads)
-    }
-
-    /// A cluster of fakes, how often its engine was loaded and how many engines are gone.
-    async fn counted_cluster() -> (Cluster, Arc<AtomicU32>, Arc<AtomicU32>) {
-        let (loads, drops) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-        let (counted, dropped) = (loads.clone(), drops.clone());
-        let load = move || -> Result<Box<dyn Engine>, StartError> {
-            counted.fetch_add(1, Ordering::Relaxed);
-            Ok(Box::new(Fake { drops: dropped.clone() }))
-        };
-        (Cluster::with_engine(Arc::new(load), 1).await.unwrap(), loads, drops)
-    }
-
-    /// Waits, at most ten seconds, until that many engines are gone.
-    async fn dropped(drops: &AtomicU32, engines: u32) {
-        for _ in 0..1000 {
-            if drops.load(Ordering::Relaxed) == engines {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("{} engines are gone, not {engines}", drops.load(Ordering::Relaxed));
-    }
-
-    #[tokio::test]
-    async fn dropping_a_cluster_drops_its_engine() {
-        let (cluster, loads, drops) = counted_cluster().await;
-        assert!(cluster.submit(vec![request("a", 0)]).finish().await.is_ok());
-        assert_eq!((loads.load(Ordering::Relaxed), drops.load(Ordering::Relaxed)), (1, 0));
-        drop(cluster);
-        dropped(&drops, 1).await;
-    }
-
-    #[tokio::test]
-    async fn shutting_down_drops_the_engine_once_its_job_is_done() {
-        let (cluster, _, drops) = counted_cluster().await;
-        let running = cluster.submit(vec![request("dawdle", 0)]);
-        let waiting = cluster.submit(vec![request("a", 0)]);
-        cluster.shutdown().await;
-        assert_eq!(waiting.finish().await, Err(JobError::Stopped));
-        drop(running);
-        dropped(&drops, 1).await;
-    }
-
-    #[tokio::test]
-    async fn a_job_gives_its_pictures_in_order() {
-        let (cluster, _) = cluster().await;
-        let mut job = cluster.submit(vec![request("a", 5), request("b", 3)]);
-        assert!(matches!(job.next_event().await, Some(StepEvent::TextEncoded { .. })));
-        let seeds: Vec<u64> = job.finish().await.unwrap().iter().map(|p| p.seed.0).collect();
-        assert_eq!(seeds, [5, 3]);
-        cluster.shutdown().await;
-    }
-
-    #[tokio::test]
-    async fn a_panic_costs_its_own_job_only() {
-        let (cluster, loads) = cluster().await;
-        let bad = cluster.submit(vec![request("panic", 0)]);
-        let good = cluster.submit(vec![request("a", 1)]);
-        assert_eq!(bad.finish().await, Err(JobError::Panicked("as asked".into())));
-        assert_eq!(good.finish().await.unwrap().len(), 1);
-        assert_eq!(loads.load(Ordering::Relaxed), 2);
-    }
-
-    #[tokio::test]
-    async fn a_cluster_whose_workers_keep_dying_stops() {
-        let (cluster, loads) = cluster().await;
-        for _ in 0..3 {
-            let job = cluster.submit(vec![request("panic", 0)]);
-            assert!(matches!(job.finish().await, Err(JobError::Panicked(_))));
-        }
-        assert_eq!(cluster.submit(vec![request("a", 0)]).finish().await, Err(JobError::Stopped));
-        assert_eq!(loads.load(Ordering::Relaxed), 3);
-    }
-
-    #[tokio::test]
-    async fn cancelling_ends_the_running_job_and_not_the_next() {
-        let (cluster, _) = cluster().await;
-        let running = cluster.submit(vec![request("dawdle", 0)]);
-        let next = cluster.submit(vec![request("a", 0)]);
-        running.canceller().cancel();
-        assert_eq!(running.finish().await, Err(JobError::Cancelled));
-        assert!(next.finish().await.is_ok());
-        // dropping is cancelling
-        drop(cluster.submit(vec![request("dawdle", 0)]));
-        assert!(cluster.submit(vec![request("a", 0)]).finish().await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn impossible_batches_are_refused() {
-        let (cluster, _) = cluster().await;
-        assert_eq!(cluster.submit(vec![]).finish().await, Err(JobError::Empty));
-        let mut other = request("b", 0);
-        other.size = ImageSize::fit(32, 16).unwrap().0;
-        assert_eq!(cluster.submit(vec![request("a", 0), other]).finish().await, Err(JobError::Unlike(1)));
-        for bad in [vec![], vec![1.0, f64::NAN], vec![0.0], vec![1.5]] {
-            let mut r = request("a", 0);
-            r.sigmas = Some(bad);
-            assert!(matches!(cluster.submit(vec![r]).finish().await, Err(JobError::Sigmas(_))));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_model_that_cannot_be_loaded_is_told() {
-        let load = || Err(StartError::Panicked("no model".into()));
-        let error = Cluster::with_engine(Arc::new(load), 1).await.err().unwrap();
-        assert!(error.to_string().contains("no model"));
-    }
+/// Loads what a rank, counted over all replicas, needs of the model. `plan` is that of a replica.
+fn load_rank(
+    repo: &ModelRepo,
+    options: PipelineOptions,
+    plan: &Plan,
+    rank: usize,
+) -> Result<Box<dyn Engine>, StartError> {
+    let local = u32::try_from(rank).unwrap_or(u32::MAX) % plan.ranks();
+    let pipeline = Pipeline::load_rank(repo, options, plan, local)?;
+    // TODO(mapped_bytes): the rank's own `Pipeline::mapped_bytes()`, once there is one. This is the whole model.
+    let mapped_bytes = repo.weight_bytes();
+    Ok(Box::new(Loaded { pipeline, mapped_bytes }))
 }
+
+#[cfg(test)]
+mod tests;

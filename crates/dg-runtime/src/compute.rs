@@ -1,111 +1,203 @@
-//! The compute thread: owns the model, works through one job after the other.
+//! The compute thread of one rank: owns its part of the model, works through one job after the other.
 
-use crate::job::JobSpec;
-use crate::logic::queue::JobId;
+use crate::board::Board;
+use crate::logic::ends::{End, Fault};
+use crate::logic::queue::IN_FLIGHT_MAX;
+use crate::run::{Part, PartEnd, Run};
+use crate::told::{Tell, Told, WorkerId};
 use crate::{JobError, StartError};
+use dg_comm::{CommError, Counters, Gone};
 use dg_core::{GenerateRequest, StepEvent};
+use dg_flux::parallel::RankJob;
 use dg_flux::watch::Watch;
 use dg_flux::{Picture, Pipeline, RunError};
+use rayon::ThreadPool;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
 
-/// What makes pictures. A [`Pipeline`] is one.
+/// What makes pictures, or one rank's part of them.
 pub(crate) trait Engine: Send {
+    /// See [`Pipeline::generate_on`].
     fn generate(
         &mut self,
         batch: &[GenerateRequest],
+        job: &RankJob,
         watch: &mut dyn Watch,
-    ) -> Result<Vec<Picture>, RunError>;
+    ) -> Result<Option<Vec<Picture>>, RunError>;
+
+    /// Bytes of the weights that this rank has.
+    fn mapped_bytes(&self) -> u64;
 }
 
-impl Engine for Pipeline {
+/// A rank's part of the model.
+pub(crate) struct Loaded {
+    pub(crate) pipeline: Pipeline,
+    /// Bytes of the weights.
+    pub(crate) mapped_bytes: u64,
+}
+
+impl Engine for Loaded {
     fn generate(
         &mut self,
         batch: &[GenerateRequest],
+        job: &RankJob,
         watch: &mut dyn Watch,
-    ) -> Result<Vec<Picture>, RunError> {
-        Self::generate(self, batch, watch)
+    ) -> Result<Option<Vec<Picture>>, RunError> {
+        self.pipeline.generate_on(batch, job, watch)
+    }
+
+    fn mapped_bytes(&self) -> u64 {
+        self.mapped_bytes
     }
 }
 
-/// Loads an engine, for the first worker and again for each that replaces a lost one.
-pub(crate) type Load = Arc<dyn Fn() -> Result<Box<dyn Engine>, StartError> + Send + Sync>;
+/// Loads the engine of a rank (counted over all replicas), for its first worker and for each that replaces a lost one.
+pub(crate) type Load = Arc<dyn Fn(usize) -> Result<Box<dyn Engine>, StartError> + Send + Sync>;
 
-/// What the compute thread tells its actor.
-pub(crate) enum Told {
-    /// The model is loaded.
-    Ready,
-    /// The model could not be loaded.
-    Broken(StartError),
-    /// The job has ended; its owner has been told.
-    Finished(JobId),
-    /// The job panicked; its owner has been told and the thread has ended.
-    Panicked,
+/// What a thread is started with.
+pub(crate) struct Arguments {
+    pub(crate) id: WorkerId,
+    pub(crate) load: Load,
+    /// Of its pool.
+    pub(crate) threads: usize,
+    pub(crate) board: Arc<Board>,
+    pub(crate) tell: Tell,
 }
 
-/// Starts the thread. `tell` runs on it.
-pub(crate) fn start(
-    load: Load,
-    threads: usize,
-    tell: impl Fn(Told) + Send + 'static,
-) -> Result<Sender<JobSpec>, StartError> {
+/// Starts the thread. It ends when the sender is gone, or a job panics.
+pub(crate) fn start(args: Arguments) -> Result<SyncSender<Part>, StartError> {
+    let (rank, threads) = (args.id.rank, args.threads);
     let refused = |reason: String| StartError::Threads { threads, reason };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
-        .thread_name(|i| format!("dg-rank0-{i}"))
+        .thread_name(move |i| format!("dg-rank{rank}-{i}"))
         .build()
         .map_err(|e| refused(e.to_string()))?;
-    let (sender, jobs) = channel();
+    let (sender, parts) = sync_channel(IN_FLIGHT_MAX);
     std::thread::Builder::new()
-        .name("dg-rank0".into())
-        .spawn(move || match catch_unwind(AssertUnwindSafe(|| pool.install(|| load()))) {
-            Ok(Ok(mut engine)) => {
-                tell(Told::Ready);
-                work(&mut *engine, &pool, &jobs, &tell);
-            }
-            Ok(Err(e)) => tell(Told::Broken(e)),
-            Err(panic) => tell(Told::Broken(StartError::Panicked(message(&*panic)))),
-        })
+        .name(format!("dg-rank{rank}"))
+        .spawn(move || live(&args, &pool, parts))
         .map_err(|e| refused(e.to_string()))?;
     Ok(sender)
 }
 
-/// Until the other end hangs up or a job panics.
-fn work(engine: &mut dyn Engine, pool: &rayon::ThreadPool, jobs: &Receiver<JobSpec>, tell: &impl Fn(Told)) {
-    for job in jobs {
-        let mut watch = Reporter { job: &job };
-        let run = || pool.install(|| engine.generate(&job.batch, &mut watch));
-        let outcome = catch_unwind(AssertUnwindSafe(run));
-        let panicked = outcome.is_err();
-        let result = match outcome {
-            Ok(Ok(pictures)) => Ok(pictures),
-            Ok(Err(e)) => Err(e.into()),
-            Err(panic) => Err(JobError::Panicked(message(&*panic))),
-        };
-        let id = job.id;
-        job.end(result);
-        if panicked {
-            // the model may be in any state now
-            return tell(Told::Panicked);
+/// The thread, from loading to its end.
+fn live(args: &Arguments, pool: &ThreadPool, parts: Receiver<Part>) {
+    let Arguments { id, load, board, tell, .. } = args;
+    let begin = board.now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| pool.install(|| load(id.rank))));
+    board.span(id.rank, None, begin);
+    let error = match outcome {
+        Ok(Ok(mut engine)) => {
+            board.loaded(id.rank, engine.mapped_bytes());
+            tell(Told::Ready(*id));
+            work(&mut *engine, pool, &parts, || tell(Told::Lost(*id)));
+            // before the engine, as others may wait for what is dropped here
+            drop(parts);
+            return;
         }
-        tell(Told::Finished(id));
+        Ok(Err(e)) => e,
+        Err(panic) if board.layout().ranks() == 1 => StartError::Panicked(message(&*panic)),
+        Err(panic) => StartError::Panicked(format!("{}: {}", board.name(id.rank), message(&*panic))),
+    };
+    tell(Told::Broken(*id, error));
+}
+
+/// Until the other end hangs up or a job panics: the engine may be in any state then. That is told before the job's
+/// owner hears of it, so that the replica gets no other job in between.
+fn work(engine: &mut dyn Engine, pool: &ThreadPool, parts: &Receiver<Part>, lost: impl Fn()) {
+    for mut part in parts {
+        let end = run(engine, pool, &mut part);
+        let panicked = matches!(end, End::Failed(Fault::Panic, _));
+        if panicked {
+            lost();
+        }
+        part.report(end);
+        if panicked {
+            return;
+        }
+    }
+}
+
+/// Does one rank's part of a job.
+fn run(engine: &mut dyn Engine, pool: &ThreadPool, part: &mut Part) -> PartEnd {
+    let Some(job) = part.begin() else { return End::Lost };
+    let (rank, run) = (part.rank(), &*part.run);
+    let mut watch = Reporter { run, decodes: run.decodes(part.local), is_denoised: false };
+    let (begin, start) = (run.board.now(), Instant::now());
+    // the job goes in, so that a panic drops this rank's end of the connections on its way out
+    let work = || pool.install(move || connected(engine, &run.batch, job, &mut watch));
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    let wall = start.elapsed();
+    run.board.span(rank, Some(run.job.0), begin);
+    match outcome {
+        Ok((result, counters)) => {
+            let local = u32::try_from(part.local).unwrap_or(u32::MAX);
+            let predicted = result.is_ok().then(|| run.plan.sent(local, run.batch.len()));
+            run.board.worked(rank, wall, &counters, predicted.as_ref());
+            match result {
+                Ok(pictures) => End::Done(pictures),
+                Err(e) => End::Failed(fault(&e), e.into()),
+            }
+        }
+        Err(panic) => End::Failed(Fault::Panic, JobError::Panicked(message(&*panic))),
+    }
+}
+
+/// Works on the job, then finishes; if that fails, ends the job on all ranks with the cause. A panic ends it too: it
+/// drops the communicator.
+fn connected(
+    engine: &mut dyn Engine,
+    batch: &[GenerateRequest],
+    job: RankJob,
+    watch: &mut dyn Watch,
+) -> (Result<Option<Vec<Picture>>, RunError>, Counters) {
+    // it may have been cancelled while it waited for this rank
+    let work = watch.check().map_err(RunError::from).and_then(|()| engine.generate(batch, &job, watch));
+    let result = work.and_then(|pictures| {
+        job.comm.finish()?;
+        Ok(pictures)
+    });
+    if let Err(error) = &result {
+        // of several aborts the first counts: whoever fails because of another does not hide its name
+        job.comm.abort(&error.to_string());
+    }
+    (result, job.comm.counters())
+}
+
+fn fault(error: &RunError) -> Fault {
+    match error {
+        RunError::Cancelled(_) => Fault::Cancelled,
+        // to miss a rank that has done its work is an error of one of the two
+        RunError::Comm(CommError::PeerGone { how: Gone::Finished, .. }) => Fault::Own,
+        RunError::Comm(CommError::Aborted { .. } | CommError::PeerGone { .. }) => Fault::Echo,
+        _ => Fault::Own,
     }
 }
 
 struct Reporter<'a> {
-    job: &'a JobSpec,
+    run: &'a Run,
+    /// Whether this rank decodes.
+    decodes: bool,
+    /// Whether the latents are there.
+    is_denoised: bool,
 }
 
 impl Watch for Reporter<'_> {
     fn event(&mut self, event: StepEvent) {
+        let is_last = matches!(&event, StepEvent::Step { step, steps, .. } if step == steps);
         // nobody listening is no reason to stop
-        let _ = self.job.events.send(event);
+        let _ = self.run.events.send(event);
+        if is_last && self.decodes && !std::mem::replace(&mut self.is_denoised, true) {
+            self.run.denoised();
+        }
     }
 
     fn stop(&self) -> bool {
-        self.job.canceller.is_cancelled()
+        self.run.canceller.is_cancelled()
     }
 }
 

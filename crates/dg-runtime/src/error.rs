@@ -2,6 +2,7 @@
 
 use dg_core::ExitCode;
 use dg_flux::{ModelError, RunError};
+use dg_plan::Refusal;
 
 /// A cluster that could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +11,17 @@ pub enum StartError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The degrees cannot be, whatever is to be drawn.
+    #[error(transparent)]
+    Layout(#[from] Box<Refusal>),
+    /// More ranks than one process takes.
+    #[error("{ranks} ranks, and one process takes {max} at most")]
+    Ranks {
+        /// The product of the degrees.
+        ranks: u64,
+        /// The limit.
+        max: u64,
+    },
     /// The system refused a thread.
     #[error("cannot start {threads} compute threads: {reason}")]
     Threads {
@@ -28,7 +40,8 @@ impl StartError {
     pub fn exit(&self) -> ExitCode {
         match self {
             Self::Model(e) => e.exit(),
-            Self::Threads { .. } => ExitCode::Infeasible,
+            Self::Layout(e) => e.exit(),
+            Self::Ranks { .. } | Self::Threads { .. } => ExitCode::Infeasible,
             Self::Panicked(_) => ExitCode::Failed,
         }
     }
@@ -37,6 +50,8 @@ impl StartError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Model(e) => e.hint(),
+            Self::Layout(e) => Some(e.hint()),
+            Self::Ranks { .. } => Some("ask for smaller degrees".into()),
             Self::Threads { .. } => Some("ask for fewer with `--threads`".into()),
             Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),
         }
@@ -99,6 +114,23 @@ impl JobError {
             Self::QueueFull(_) => Some("wait for a job to finish".into()),
             _ => None,
         }
+    }
+}
+
+impl JobError {
+    /// The same, saying on which rank it happened.
+    pub(crate) fn on(self, rank: &str) -> Self {
+        match self {
+            Self::Panicked(message) => Self::Panicked(format!("{rank}: {message}")),
+            Self::Run { reason, hint, exit } => Self::Run { reason: format!("{rank}: {reason}"), hint, exit },
+            other => other,
+        }
+    }
+}
+
+impl From<Refusal> for JobError {
+    fn from(e: Refusal) -> Self {
+        Self::Run { reason: e.to_string(), hint: Some(e.hint()), exit: e.exit() }
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Job {
 
 impl Job {
     /// The next thing that happens, or `None` when the job has ended.
+    ///
+    /// A job that loses one of its ranks through another job begins again, and so do its events.
     pub async fn next_event(&mut self) -> Option<StepEvent> {
         self.events.recv().await
     }
@@ -56,11 +58,16 @@ impl Canceller {
 /// A job as the actors see it. Dropping it ends it: the owner then sees [`JobError::Stopped`].
 pub(crate) struct JobSpec {
     pub(crate) id: JobId,
-    pub(crate) batch: Vec<GenerateRequest>,
+    pub(crate) batch: Arc<[GenerateRequest]>,
     pub(crate) events: mpsc::UnboundedSender<StepEvent>,
     done: oneshot::Sender<Result<Vec<Picture>, JobError>>,
     pub(crate) canceller: Canceller,
+    /// How often it has begun again, see [`BEGINNINGS_MAX`].
+    pub(crate) restarts: u32,
 }
+
+/// How often a job may begin: each time but the last, a rank was lost through another job.
+pub(crate) const BEGINNINGS_MAX: u32 = 4;
 
 impl JobSpec {
     /// A job and its owner's end.
@@ -68,7 +75,7 @@ impl JobSpec {
         let (events, incoming) = mpsc::unbounded_channel();
         let (done, outcome) = oneshot::channel();
         let canceller = Canceller::default();
-        let spec = Self { id, batch, events, done, canceller: canceller.clone() };
+        let spec = Self { id, batch: batch.into(), events, done, canceller: canceller.clone(), restarts: 0 };
         (spec, Job { events: incoming, outcome, canceller })
     }
 

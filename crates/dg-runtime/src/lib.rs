@@ -1,13 +1,17 @@
 //! The runtime: actors that own a model and work through jobs. The API for programs that embed it.
 //!
-//! A [`Cluster`] is a supervisor actor with one worker actor per rank; a worker owns one compute
-//! thread, which owns the model. Jobs queue at the supervisor. A worker that panics fails its job
-//! only: the supervisor starts another one in its place.
+//! A [`Cluster`] is a supervisor actor with one worker actor per rank; a worker owns one compute thread, which owns the
+//! rank's part of the model. Jobs queue at the supervisor, which plans each of them and gives it to the ranks of a
+//! replica, joined for this job only. A worker that panics fails its job only: the supervisor starts another one in its
+//! place.
 //!
 //! # Layout
 //! - [`cluster`], [`job`]: [`Cluster`] and [`Job`], the API
 //! - [`logic`]: what the supervisor decides, without actors, clocks or IO
+//! - [`plan`]: how a replica makes a batch
 //! - `supervisor`, `worker`: the actors that carry the decisions out
+//! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
+//! - [`board`]: what ranks have done and sent, for reports and traces
 //! - [`memory`]: what a run will need
 //!
 //! ```no_run
@@ -28,18 +32,24 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod board;
 pub mod cluster;
 mod compute;
 pub mod error;
 pub mod job;
 pub mod logic;
 pub mod memory;
+pub mod plan;
+mod run;
 mod supervisor;
+mod told;
 mod worker;
 
+pub use board::{RankSpan, TraceLog};
 pub use cluster::{Cluster, EngineOptions, Parallel};
 pub use dg_flux as flux;
 pub use dg_flux::Picture;
 pub use error::{JobError, StartError};
 pub use job::{Canceller, Job};
 pub use memory::{MemoryNeed, memory_need};
+pub use plan::job_plan;

@@ -133,8 +133,10 @@ fn waiting(suite: &Suite) -> Outcome {
         } else {
             comm.recv(0, &call(Class::RingKv), BlockShape::f32(1))?;
             let counters = comm.counters();
-            let (waited, other) =
-                (counters.tally(Class::RingKv, 0).wait, counters.class(Class::PipeText).wait);
+            let (waited, other) = (
+                counters.tally(Class::RingKv, comm.world_rank(0)).wait,
+                counters.class(Class::PipeText).wait,
+            );
             ensure(waited > pause / 4 && waited < pause + patience, || {
                 format!("waited {pause:?} for ring_kv of rank 0, and the counters say {waited:?}")
             })?;

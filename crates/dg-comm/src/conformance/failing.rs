@@ -75,7 +75,7 @@ pub(super) fn deadlines(suite: &Suite) -> Outcome {
                 let result = blocking.call(&*comm, &Call::within(allowed, Class::PipeHidden, TAG));
                 let took = begin.elapsed();
                 gate.pass();
-                expect_deadline(blocking, &result)?;
+                expect_deadline(&*comm, blocking, &result)?;
                 ensure(took >= allowed && took < allowed + patience / 2, || {
                     format!("{blocking:?} had {allowed:?} and took {took:?}")
                 })?;
@@ -88,12 +88,12 @@ pub(super) fn deadlines(suite: &Suite) -> Outcome {
     Ok(())
 }
 
-fn expect_deadline(blocking: Blocking, result: &Result<()>) -> Outcome {
+fn expect_deadline(comm: &dyn Communicator, blocking: Blocking, result: &Result<()>) -> Outcome {
     let Err(CommError::Deadline { place, waited, hint }) = result else {
         return Err(format!("{blocking:?} without rank 0: expected a deadline, got {result:?}").into());
     };
     let names = (place.op, place.class, place.tag, place.peer);
-    let expected = (blocking.op(), Class::PipeHidden, TAG, Some(0));
+    let expected = (blocking.op(), Class::PipeHidden, TAG, Some(comm.world_rank(0)));
     ensure(names == expected, || format!("{blocking:?}: the error names {names:?}, not {expected:?}"))?;
     ensure(!hint.is_empty() && *waited > Duration::ZERO, || format!("{blocking:?}: no hint or no time"))
 }
@@ -148,15 +148,20 @@ pub(super) fn abort(suite: &Suite) -> Outcome {
             let begin = Instant::now();
             let result = blocking.call(&*comm, &Call::within(patience, Class::Gather, TAG));
             let took = begin.elapsed();
-            expect_abort(blocking, &result)?;
+            expect_abort(&*comm, blocking, &result)?;
             ensure(took < patience / 2, || format!("{blocking:?} was woken after {took:?} only"))?;
             comm.abort("me too");
-            expect_abort(blocking, &comm.check())?;
+            expect_abort(&*comm, blocking, &comm.check())?;
             expect_abort(
+                &*comm,
                 blocking,
                 &comm.send(0, &Call::within(patience, Class::Gather, TAG), Block::from_f32(vec![])),
             )?;
-            expect_abort(blocking, &blocking.call(&*comm, &Call::within(patience, Class::Gather, TAG)))?;
+            expect_abort(
+                &*comm,
+                blocking,
+                &blocking.call(&*comm, &Call::within(patience, Class::Gather, TAG)),
+            )?;
             gate.pass();
             Ok(())
         })?;
@@ -166,16 +171,20 @@ pub(super) fn abort(suite: &Suite) -> Outcome {
         comm.abort("the disk is full");
         let call = Call::within(patience, Class::Gather, TAG);
         for blocking in [Blocking::AllToAll, Blocking::AllGather, Blocking::Reduce, Blocking::Barrier] {
-            expect_abort(blocking, &blocking.call(&*comm, &call))?;
+            expect_abort(&*comm, blocking, &blocking.call(&*comm, &call))?;
         }
         Ok(())
     });
     outcome.map(drop)
 }
 
-fn expect_abort(blocking: Blocking, result: &Result<()>) -> Outcome {
+fn expect_abort(comm: &dyn Communicator, blocking: Blocking, result: &Result<()>) -> Outcome {
     match result {
-        Err(CommError::Aborted { by, cause, .. }) if by.rank == 0 && cause == "the disk is full" => Ok(()),
+        Err(CommError::Aborted { by, cause, .. })
+            if by.rank == comm.world_rank(0) && cause == "the disk is full" =>
+        {
+            Ok(())
+        }
         other => Err(format!("{blocking:?}: expected the abort of rank 0, got {other:?}").into()),
     }
 }
@@ -200,9 +209,9 @@ pub(super) fn dead_rank(suite: &Suite) -> Outcome {
                 _ => blocking.call(&*comm, &call),
             };
             let took = begin.elapsed();
-            expect_dead(blocking, &result)?;
+            expect_dead(&*comm, blocking, &result)?;
             ensure(took < patience / 2, || format!("{blocking:?} was woken after {took:?} only"))?;
-            expect_dead(blocking, &comm.check())?;
+            expect_dead(&*comm, blocking, &comm.check())?;
             gate.pass();
             gate.wait_for(6, patience)
         })?;
@@ -210,9 +219,13 @@ pub(super) fn dead_rank(suite: &Suite) -> Outcome {
     Ok(())
 }
 
-fn expect_dead(blocking: Blocking, result: &Result<()>) -> Outcome {
+fn expect_dead(comm: &dyn Communicator, blocking: Blocking, result: &Result<()>) -> Outcome {
     match result {
-        Err(CommError::PeerGone { rank, how: Gone::Lost | Gone::Panicked, .. }) if rank.rank == 0 => Ok(()),
+        Err(CommError::PeerGone { rank, how: Gone::Lost | Gone::Panicked, .. })
+            if rank.rank == comm.world_rank(0) =>
+        {
+            Ok(())
+        }
         other => Err(format!("{blocking:?}: expected that rank 0 is lost, got {other:?}").into()),
     }
 }
@@ -229,8 +242,8 @@ pub(super) fn finished_rank(suite: &Suite) -> Outcome {
             comm.send(1, &call(2), of(2.0))?;
             comm.send(1, &call(3), of(3.0))?;
             let finish = comm.finish();
-            let told = matches!(&finish, Err(CommError::Unread { rank, messages: 1, from: 1, first })
-                if rank.rank == 0 && first.tag == TAG.kind(0));
+            let told = matches!(&finish, Err(CommError::Unread { rank, messages: 1, from, first })
+                if rank.rank == comm.world_rank(0) && *from == comm.world_rank(1) && first.tag == TAG.kind(0));
             ensure(told, || format!("one message was not read, and finish says {finish:?}"))?;
             ensure(comm.finish().is_ok(), || "finish cannot be called again".into())?;
             gate.pass();
@@ -250,7 +263,7 @@ pub(super) fn finished_rank(suite: &Suite) -> Outcome {
         let begin = Instant::now();
         for result in [comm.recv(0, &call(4), BlockShape::f32(1)).map(drop), comm.send(0, &call(5), of(5.0))]
         {
-            let told = matches!(&result, Err(CommError::PeerGone { rank, how: Gone::Finished, .. }) if rank.rank == 0);
+            let told = matches!(&result, Err(CommError::PeerGone { rank, how: Gone::Finished, .. }) if rank.rank == comm.world_rank(0));
             ensure(told, || format!("rank 0 has finished, and the call says {result:?}"))?;
         }
         ensure(begin.elapsed() < patience / 2, || "waited for a rank that has finished".into())?;
@@ -282,7 +295,7 @@ pub(super) fn finish_while_waiting(suite: &Suite) -> Outcome {
             }
             let begin = Instant::now();
             let result = blocking.call(&*comm, &call);
-            let told = matches!(&result, Err(CommError::PeerGone { rank, how: Gone::Finished, .. }) if rank.rank == 0);
+            let told = matches!(&result, Err(CommError::PeerGone { rank, how: Gone::Finished, .. }) if rank.rank == comm.world_rank(0));
             ensure(told, || format!("rank 0 finished during {blocking:?}, which says {result:?}"))?;
             ensure(begin.elapsed() < patience / 2, || format!("{blocking:?} was woken late"))?;
             comm.send(2, &call, Block::from_f32(vec![1.0]))?;
@@ -312,7 +325,7 @@ pub(super) fn wrong_messages(suite: &Suite) -> Outcome {
             }
             let result = comm.recv(0, &call, expected);
             let told = matches!(&result, Err(CommError::Mismatch { place, expected: e, got })
-                if (*e, *got, place.peer, place.tag) == (expected, sent, Some(0), TAG));
+                if (*e, *got, place.peer, place.tag) == (expected, sent, Some(comm.world_rank(0)), TAG));
             ensure(told, || format!("{sent} was sent, {expected} expected: {result:?}"))?;
         }
         // Ranks that disagree about a collective.

@@ -89,22 +89,22 @@ impl Inbox {
         (self.unread.iter().sum(), first)
     }
 
-    /// Why a message of `from` may be missing.
-    pub(super) fn hint(&self, from: usize) -> String {
+    /// Why a message of `from`, which has that number among all ranks, may be missing.
+    pub(super) fn hint(&self, from: usize, number: usize) -> String {
         let unread =
             self.slots.iter().filter(|((sender, _), slot)| *sender == from && !slot.blocks.is_empty());
         let mut others: Vec<_> = unread.map(|((_, envelope), _)| *envelope).collect();
         others.sort();
         let Some(first) = others.first() else {
             return format!(
-                "nothing unread has come from rank {from}; it is slow, stuck, or not at this call"
+                "nothing unread has come from rank {number}; it is slow, stuck, or not at this call"
             );
         };
         let more = match others.len() - 1 {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        format!("rank {from} is elsewhere: it has sent {first}{more}")
+        format!("rank {number} is elsewhere: it has sent {first}{more}")
     }
 }
 

@@ -1,0 +1,179 @@
+//! What ranks have done, written down while they work: for the report of a run and for its trace.
+
+use dg_comm::{Counters, Event, Trace};
+use dg_core::report::RankReport;
+use dg_plan::{Coords, Dim, Layout, Traffic};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Every message and job of every rank, on one clock that began with the cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TraceLog {
+    /// Messages.
+    pub events: Vec<Event>,
+    /// Jobs and loading.
+    pub spans: Vec<RankSpan>,
+}
+
+/// Something that a rank was busy with, waiting included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankSpan {
+    /// Rank, counted over all replicas.
+    pub rank: u32,
+    /// Number of the job; 0 for loading, which is none.
+    pub job: u64,
+    /// When it began.
+    pub begin: Duration,
+    /// When it was over.
+    pub end: Duration,
+    /// `job 3`, or `load`.
+    pub name: String,
+}
+
+/// Shared by all ranks and the [`Cluster`](crate::Cluster).
+pub(crate) struct Board {
+    layout: Layout,
+    ranks: Vec<Mutex<Tally>>,
+    trace: Option<Trace>,
+    spans: Mutex<Vec<RankSpan>>,
+}
+
+/// What one rank has done so far, its lost workers included.
+#[derive(Default)]
+struct Tally {
+    mapped_bytes: u64,
+    compute: Duration,
+    wait: Duration,
+    sent: Counters,
+    predicted: BTreeMap<String, u64>,
+}
+
+impl Board {
+    /// Nothing done yet.
+    pub(crate) fn new(layout: Layout, trace: bool) -> Self {
+        let ranks = (0..layout.ranks()).map(|_| Mutex::default()).collect();
+        Self { layout, ranks, trace: trace.then(Trace::new), spans: Mutex::default() }
+    }
+
+    /// Degrees of all ranks.
+    pub(crate) const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Where messages are written down, if they are.
+    pub(crate) const fn trace(&self) -> Option<&Trace> {
+        self.trace.as_ref()
+    }
+
+    /// What a rank is called: its number and, of the degrees above 1, its place.
+    pub(crate) fn name(&self, rank: usize) -> String {
+        let number = u32::try_from(rank).unwrap_or(u32::MAX);
+        let Coords { dp, cfg, pp, ring, ulysses } = self.layout.coords(number);
+        let places = [
+            (Dim::Dp, "replica", dp),
+            (Dim::Cfg, "cfg", cfg),
+            (Dim::Pp, "stage", pp),
+            (Dim::Ring, "ring", ring),
+            (Dim::Ulysses, "ulysses", ulysses),
+        ];
+        let places = places.into_iter().filter(|(dim, ..)| self.layout.degree(*dim) > 1);
+        let places: Vec<_> = places.map(|(_, name, place)| format!("{name} {place}")).collect();
+        if places.is_empty() {
+            format!("rank {rank}")
+        } else {
+            format!("rank {rank} ({})", places.join(", "))
+        }
+    }
+
+    /// The rank holds so many bytes of weights.
+    pub(crate) fn loaded(&self, rank: usize, mapped_bytes: u64) {
+        if let Some(mut tally) = self.tally(rank) {
+            tally.mapped_bytes = mapped_bytes;
+        }
+    }
+
+    /// The rank has worked on a job for `wall`. `predicted` is given if it did so to the end.
+    pub(crate) fn worked(
+        &self,
+        rank: usize,
+        wall: Duration,
+        counted: &Counters,
+        predicted: Option<&Traffic>,
+    ) {
+        let Some(mut tally) = self.tally(rank) else { return };
+        let wait = counted.total().wait;
+        tally.wait += wait;
+        tally.compute += wall.saturating_sub(wait);
+        let Some(predicted) = predicted else { return };
+        tally.sent += counted;
+        for (class, bytes) in predicted.predicted() {
+            *tally.predicted.entry(class).or_default() += bytes;
+        }
+    }
+
+    /// The time of the trace, if there is one.
+    pub(crate) fn now(&self) -> Duration {
+        self.trace.as_ref().map_or(Duration::ZERO, Trace::now)
+    }
+
+    /// The rank was busy from `begin` until now; with a job unless it was loading.
+    pub(crate) fn span(&self, rank: usize, job: Option<u64>, begin: Duration) {
+        let Some(trace) = &self.trace else { return };
+        let name = job.map_or_else(|| "load".to_owned(), |job| format!("job {job}"));
+        let (rank, job) = (u32::try_from(rank).unwrap_or(u32::MAX), job.unwrap_or_default());
+        let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        if spans.len() < SPANS_MAX {
+            spans.push(RankSpan { rank, job, begin, end: trace.now(), name });
+        }
+    }
+
+    /// See [`Cluster::trace`](crate::Cluster::trace).
+    pub(crate) fn log(&self) -> Option<TraceLog> {
+        let events = self.trace.as_ref()?.events();
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(TraceLog { events, spans })
+    }
+
+    /// See [`Cluster::rank_reports`](crate::Cluster::rank_reports).
+    pub(crate) fn reports(&self) -> Vec<RankReport> {
+        let numbers = 0..u32::try_from(self.ranks.len()).unwrap_or(u32::MAX);
+        let report = |rank: u32| {
+            let tally = self.tally(rank as usize)?;
+            Some(RankReport {
+                rank,
+                coords: self.layout.coords(rank).reported(),
+                node: NODE.to_owned(),
+                pid: std::process::id(),
+                mapped_bytes: tally.mapped_bytes,
+                compute_s: tally.compute.as_secs_f64(),
+                wait_s: tally.wait.as_secs_f64(),
+                sent: tally.sent.sent(),
+                predicted: tally.predicted.clone(),
+                ..RankReport::default()
+            })
+        };
+        numbers.filter_map(report).collect()
+    }
+
+    fn tally(&self, rank: usize) -> Option<MutexGuard<'_, Tally>> {
+        Some(self.ranks.get(rank)?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Spans that a trace holds; later ones are lost.
+const SPANS_MAX: usize = 1 << 20;
+/// The node of ranks that are threads.
+const NODE: &str = "local";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_places_that_there_is_a_choice_of() {
+        assert_eq!(Board::new(Layout::SERIAL, false).name(0), "rank 0");
+        let layout = Layout { dp: 2, pp: 2, ulysses: 2, ..Layout::SERIAL };
+        assert_eq!(Board::new(layout, false).name(7), "rank 7 (replica 1, stage 1, ulysses 1)");
+    }
+}
