@@ -308,3 +308,90 @@ fn converted(plan: &Plan, whole: u64) -> u64 {
 
 /// Rows of a prompts file before it is read: layouts with many replicas are offered too.
 const ROWS_SUPPOSED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dg_config::Layers;
+    use dg_core::{ExitCode, Scale, Seed, Steps};
+
+    fn settings(flags: &[(Key, &str)]) -> Settings {
+        let mut layers = Layers::default();
+        layers.add_flags(flags.iter().map(|(key, text)| (*key, key.setting().parse(text).unwrap())));
+        layers.resolve()
+    }
+
+    fn request(width: u32) -> GenerateRequest {
+        let (size, _) = ImageSize::fit(width, 64).unwrap();
+        let steps = Steps::try_from(4).unwrap();
+        GenerateRequest { num_inference_steps: steps, ..GenerateRequest::new("x", size, Seed(0)) }
+    }
+
+    fn plan(flags: &[(Key, &str)], requests: &[GenerateRequest]) -> Result<Spread, Failure> {
+        spread(&settings(flags), &known::flux_dev(), DType::Float32, requests.iter())
+    }
+
+    #[test]
+    fn a_layout_is_looked_for_only_if_nothing_but_ranks_is_given() {
+        assert_eq!(ranks_to_fill(&settings(&[])), None);
+        assert_eq!(ranks_to_fill(&settings(&[(Key::NumGpus, "1")])), None);
+        assert_eq!(ranks_to_fill(&settings(&[(Key::NumGpus, "4")])), Some(4));
+        assert_eq!(ranks_to_fill(&settings(&[(Key::NumGpus, "4"), (Key::RingDegree, "1")])), None);
+        assert_eq!(ranks(&settings(&[(Key::UlyssesDegree, "2"), (Key::UseCfgParallel, "on")])), 4);
+    }
+
+    #[test]
+    fn every_kind_of_batch_is_planned_once() {
+        let mut negative = request(64);
+        negative.negative_prompt = Some("n".into());
+        negative.true_cfg_scale = Scale::try_from(2.0).unwrap();
+        let all = [request(64), request(96), request(64), negative];
+        let spread = plan(&[(Key::UlyssesDegree, "2")], &all).unwrap();
+        assert_eq!(spread.plans.iter().map(|p| p.work.true_cfg).collect::<Vec<_>>(), [false, false, true]);
+        assert!(spread.plans.iter().all(|p| p.work.images == 4));
+        let e = plan(&[(Key::UseCfgParallel, "on")], &all).err().unwrap();
+        assert!(e.exit == ExitCode::Infeasible && e.message.starts_with("pictures of 64x64 in 4 steps: "));
+    }
+
+    #[test]
+    fn what_is_found_suits_all_kinds_and_keeps_the_picture() {
+        let mut negative = request(64);
+        negative.negative_prompt = Some("n".into());
+        negative.true_cfg_scale = Scale::try_from(2.0).unwrap();
+        for all in [[request(64), negative.clone()], [negative, request(64)]] {
+            let spread = plan(&[(Key::NumGpus, "4")], &all).unwrap();
+            assert!(spread.ask.layout.cfg == 1 && spread.plans.iter().all(Plan::is_exact));
+            assert!(spread.ranks() == 4 && spread.search.is_some());
+        }
+    }
+
+    #[test]
+    fn only_what_changes_the_picture_is_recorded() {
+        let recorded = |flags: &[(Key, &str)]| plan(flags, &[request(64)]).unwrap().pipefusion(&request(64));
+        let stages = (Key::PipefusionDegree, "2");
+        assert_eq!(recorded(&[stages]), Some(PipeFusion { patches: 2, warmup: 1 }));
+        let one_rank = [(Key::Pipeline, "stale"), (Key::NumPipelinePatch, "2")];
+        assert_eq!(recorded(&one_rank), Some(PipeFusion { patches: 2, warmup: 1 }));
+        assert_eq!(recorded(&[stages, (Key::WarmupSteps, "4")]), None, "all steps are synchronous");
+        assert_eq!(recorded(&[stages, (Key::NumPipelinePatch, "1")]), None, "one patch is the whole");
+        assert_eq!(recorded(&[stages, (Key::NumImagesPerPrompt, "2")]), None, "exact: two pictures");
+        assert_eq!(recorded(&[(Key::UlyssesDegree, "4")]), None);
+    }
+
+    #[test]
+    fn a_wrong_product_is_refused_without_a_model() {
+        let wrong = [(Key::UlyssesDegree, "3"), (Key::NumGpus, "4"), (Key::ModelName, "./none")];
+        let e = check_product(&settings(&wrong)).unwrap_err();
+        assert!(e.exit == ExitCode::Infeasible && e.hint.is_some_and(|h| h.contains("`ulysses 4`")));
+        assert_eq!(check_product(&settings(&[(Key::NumGpus, "4")])), Ok(()));
+    }
+
+    #[test]
+    fn many_ranks_that_wait_are_warned_of() {
+        let starved = [(Key::PipefusionDegree, "2"), (Key::NumImagesPerPrompt, "2")];
+        let said = plan(&starved, &[request(64), request(64)]).unwrap().warnings();
+        assert!(said.iter().any(|w| w.contains("use --batch_size 2 or more")), "{said:?}");
+        let idle = plan(&[(Key::DataParallelDegree, "2")], &[request(64)]).unwrap().warnings();
+        assert!(idle[0].contains("1 replicas stay idle"), "{idle:?}");
+    }
+}
