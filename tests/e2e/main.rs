@@ -7,6 +7,7 @@ mod output;
 mod place;
 mod plan;
 mod prompts;
+mod ranks;
 mod resume;
 mod signals;
 mod threads;

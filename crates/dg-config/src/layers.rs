@@ -115,7 +115,15 @@ impl Layers {
             (Key::Prompt, Value::Text(r.prompt.clone())),
         ];
         let negative = r.negative_prompt.iter().map(|n| (Key::NegativePrompt, Value::Text(n.clone())));
-        let all = values.into_iter().chain(negative);
+        let stale = recipe.pipefusion.iter().flat_map(|p| {
+            let pipeline = (Key::Pipeline, Value::Text("stale".into()));
+            [
+                integer(Key::NumPipelinePatch, p.patches.into()),
+                integer(Key::WarmupSteps, p.warmup.into()),
+                pipeline,
+            ]
+        });
+        let all = values.into_iter().chain(negative).chain(stale);
         self.entries.extend(all.map(|(key, value)| (key, value, Origin::Picture)));
     }
 

@@ -88,6 +88,8 @@ const PICTURE: &str = "The picture";
 const MODEL: &str = "The model";
 const OUTPUT: &str = "Output";
 const MACHINE: &str = "The machine";
+/// Heading of the settings that say how a run is spread over ranks.
+pub const RANKS: &str = "Ranks";
 
 /// Longest prompt in characters.
 pub const PROMPT_CHARS_MAX: usize = 32_000;
@@ -156,6 +158,8 @@ settings! {
         Switch, "false", "BOOL", OUTPUT, "Make every picture again, also those that are finished, and replace files that are not this program's.";
     Report: "" "report" [] ["DG_T2I_REPORT"] true
         PATH, "", "FILE", OUTPUT, "Write a machine-readable report of the run to this file.";
+    Trace: "" "trace" [] ["DG_T2I_TRACE"] true
+        PATH, "", "FILE", OUTPUT, "Write what every rank did when (computing, sending, waiting) to this file, as JSON for chrome://tracing and Perfetto.";
     Json: "" "json" [] ["DG_T2I_JSON"] true
         Switch, "false", "BOOL", OUTPUT, "Print one JSON object per picture on standard output in place of its path.";
     Quiet: "" "quiet" [] ["DG_T2I_QUIET"] true
@@ -165,38 +169,40 @@ settings! {
     NoProgress: "" "no_progress" [] ["DG_NO_PROGRESS"] false
         Switch, "false", "BOOL", OUTPUT, "No progress bars and no progress lines.";
     Debug: "" "debug" [] ["DG_DEBUG"] false
-        Switch, "false", "BOOL", OUTPUT, "Log at level debug.";
+        Switch, "false", "BOOL", OUTPUT, "Log at level debug: also who owns what, and what every rank did in every step.";
 
     Backend: "parallel" "backend" [] ["DG_T2I_BACKEND"] true
-        Choice(&[&["auto"], &["xdit"], &["serial"]]), "auto", "NAME", MACHINE, "xdit on one rank is serial.";
+        Choice(&[&["auto"], &["xdit"], &["serial"]]), "auto", "NAME", MACHINE, "auto and xdit do what the degrees say; serial refuses more than one rank.";
     Device: "parallel" "device" [] ["DG_T2I_DEVICE"] true
         Choice(&[&["auto"], &["cpu"], &["cuda"]]), "auto", "NAME", MACHINE, "Where to compute.";
     Threads: "parallel" "threads" [] ["DG_T2I_THREADS"] true
-        Integer(1, 1024), "", "N", MACHINE, "Threads of the computation. Default: the physical cores that this process may use.";
-    NumGpus: "parallel" "num_gpus" [] ["DG_T2I_NUM_GPUS"] true
-        DEGREE, "1", "N", MACHINE, "Ranks. Only 1 in this version.";
+        Integer(1, 1024), "", "N", MACHINE, "Threads of each rank. Default: the physical cores that this process may use, shared out among the ranks.";
     DryRun: "" "dry_run" [] ["DG_T2I_DRY_RUN"] true
         Switch, "false", "BOOL", MACHINE, "Show what would be done, and do nothing.";
     Force: "" "force" [] ["DG_T2I_FORCE"] true
         Switch, "false", "BOOL", MACHINE, "Try even if the memory looks too small, or --from_image names another model; replace files that are not this program's.";
 
-    DataParallelDegree: "parallel" "data_parallel_degree" [] ["DG_XDIT_DATA_PARALLEL_DEGREE"] false
-        DEGREE, "1", "N", MACHINE, "Replicas that share the pictures of a batch.";
-    UlyssesDegree: "parallel" "ulysses_degree" [] ["DG_XDIT_ULYSSES_DEGREE"] false
-        DEGREE, "1", "N", MACHINE, "Ranks among which attention heads are exchanged.";
-    RingDegree: "parallel" "ring_degree" [] ["DG_XDIT_RING_DEGREE"] false
-        DEGREE, "1", "N", MACHINE, "Ranks around which keys and values travel.";
+    NumGpus: "parallel" "num_gpus" [] ["DG_T2I_NUM_GPUS"] true
+        DEGREE, "", "N", RANKS, "Ranks. With this alone, the fastest layout that keeps the picture is looked for; without it, as many as the degrees need.";
+    UlyssesDegree: "parallel" "ulysses_degree" [] ["DG_XDIT_ULYSSES_DEGREE"] true
+        DEGREE, "1", "N", RANKS, "Ranks among which attention heads are exchanged.";
+    RingDegree: "parallel" "ring_degree" [] ["DG_XDIT_RING_DEGREE"] true
+        DEGREE, "1", "N", RANKS, "Ranks around which keys and values travel.";
     PipefusionDegree: "parallel" "pipefusion_degree" ["pipefusion_parallel_degree"]
-        ["DG_XDIT_PIPEFUSION_DEGREE" "DG_XDIT_PIPEFUSION_PARALLEL_DEGREE"] false
-        DEGREE, "1", "N", MACHINE, "Stages among which the blocks are split.";
-    UseCfgParallel: "parallel" "use_cfg_parallel" [] ["DG_XDIT_USE_CFG_PARALLEL"] false
-        Switch, "false", "BOOL", MACHINE, "The two branches of true CFG on separate ranks.";
-    NumPipelinePatch: "parallel" "num_pipeline_patch" [] ["DG_XDIT_NUM_PIPELINE_PATCH"] false
-        DEGREE, "", "N", MACHINE, "Patches that travel through the stages. Default: the stages.";
-    WarmupSteps: "parallel" "warmup_steps" [] ["DG_XDIT_WARMUP_STEPS"] false
-        Integer(0, 1000), "1", "N", MACHINE, "Synchronous steps before the pipeline goes stale.";
-    Pipeline: "parallel" "pipeline" [] ["DG_XDIT_PIPELINE"] false
-        Choice(&[&["auto"], &["exact"], &["stale"]]), "auto", "MODE", MACHINE, "How the stages are kept busy.";
+        ["DG_XDIT_PIPEFUSION_DEGREE" "DG_XDIT_PIPEFUSION_PARALLEL_DEGREE"] true
+        DEGREE, "1", "N", RANKS, "Stages among which the blocks are split.";
+    DataParallelDegree: "parallel" "data_parallel_degree" [] ["DG_XDIT_DATA_PARALLEL_DEGREE"] true
+        DEGREE, "1", "N", RANKS, "Replicas that share the pictures of a run.";
+    UseCfgParallel: "parallel" "use_cfg_parallel" [] ["DG_XDIT_USE_CFG_PARALLEL"] true
+        Switch, "false", "BOOL", RANKS, "The two branches of true CFG on separate ranks.";
+    NumPipelinePatch: "parallel" "num_pipeline_patch" [] ["DG_XDIT_NUM_PIPELINE_PATCH"] true
+        DEGREE, "", "N", RANKS, "Patches that travel through the stages. Default: the stages.";
+    WarmupSteps: "parallel" "warmup_steps" [] ["DG_XDIT_WARMUP_STEPS"] true
+        Integer(0, 1000), "1", "N", RANKS, "Synchronous steps before the pipeline goes stale.";
+    Pipeline: "parallel" "pipeline" [] ["DG_XDIT_PIPELINE"] true
+        Choice(&[&["auto"], &["exact"], &["stale"]]), "auto", "MODE", RANKS, "How the stages are kept busy. exact: with pictures and CFG branches, the serial picture. stale: with patches of one picture against keys and values of the step before, which changes it a little. auto: exact if a prompt's pictures and branches fill the stages.";
+    StageBalance: "parallel" "stage_balance" [] ["DG_XDIT_STAGE_BALANCE"] true
+        Choice(&[&["time"], &["memory"]]), "time", "WHAT", RANKS, "Share out blocks so that stages take equal time, or so that the heaviest has as little as possible.";
 }
 
 #[cfg(test)]
@@ -216,7 +222,9 @@ mod tests {
                 assert!(names.insert(*name), "{name} twice");
             }
             if s.flag {
-                assert_eq!(s.env[0], format!("DG_T2I_{}", s.name.to_uppercase()));
+                // the names of the degrees are the original's
+                let own = if s.heading == RANKS && s.key != Key::NumGpus { "XDIT" } else { "T2I" };
+                assert_eq!(s.env[0], format!("DG_{own}_{}", s.name.to_uppercase()));
             }
         }
     }

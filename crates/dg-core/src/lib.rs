@@ -35,7 +35,7 @@ pub mod size;
 pub use dtype::{DType, TimeDtype};
 pub use event::StepEvent;
 pub use exit::ExitCode;
-pub use request::{GenerateRequest, GenerationDefaults, ModelId, Recipe};
+pub use request::{GenerateRequest, GenerationDefaults, ModelId, PipeFusion, Recipe};
 pub use scalar::{BadNumber, NoiseIndex, Scale, Seed, SequenceLength, Steps};
 pub use shape::ModelShape;
 pub use size::{BadSize, ImageSize, Rounded};

@@ -104,6 +104,19 @@ pub struct Recipe {
     pub time_dtype: TimeDtype,
     /// Whether the VAE decoded in blended tiles, which changes the picture a little.
     pub vae_tiling: bool,
+    /// The stale pipeline that made it, if one did; other layouts of ranks leave no trace in the picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipefusion: Option<PipeFusion>,
+}
+
+/// What the picture of a stale pipeline depends on. The number of stages is not among it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipeFusion {
+    /// Patches that travel through the stages.
+    pub patches: u32,
+    /// Synchronous steps before the pipeline goes stale.
+    pub warmup: u32,
 }
 
 /// A model's own defaults (`generation_config.json`); absent fields fall back to FLUX's.

@@ -4,6 +4,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser, Value
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use dg_config::table::RANKS;
 use dg_config::{Key, Kind, SETTINGS, Setting, Value};
 use dg_plan::Device;
 use std::path::PathBuf;
@@ -104,9 +105,6 @@ pub(crate) struct PlanArgs {
     /// Pictures of the run. Default: num_images_per_prompt.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = PICTURE)]
     pub(crate) images: Option<u32>,
-    /// Share out blocks so that stages take equal time, or so that the heaviest has as little as possible.
-    #[arg(long = "stage_balance", value_name = "WHAT", value_enum, default_value_t = StageBalance::Time, help_heading = RANKS)]
-    pub(crate) stage_balance: StageBalance,
     /// How ranks are connected, from the inside out: KIND:COUNT,KIND:COUNT. The kinds are in docs/parallel.md.
     /// Default: what usually goes with the device.
     #[arg(long, value_name = "LINKS", help_heading = RANKS)]
@@ -125,15 +123,6 @@ pub(crate) struct PlanArgs {
     pub(crate) common: Common,
 }
 
-/// How blocks are shared out among stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StageBalance {
-    /// Equal times.
-    Time,
-    /// The lightest heaviest stage.
-    Memory,
-}
-
 /// Form of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PlanForm {
@@ -144,7 +133,6 @@ pub(crate) enum PlanForm {
 }
 
 const PICTURE: &str = "The picture";
-const RANKS: &str = "Ranks";
 
 fn rank_device() -> impl TypedValueParser<Value = Device> {
     let words = PossibleValuesParser::new(dg_plan::machine::DEVICES.map(|device| device.name));
@@ -164,7 +152,7 @@ pub(crate) struct PlanFlags(pub(crate) Vec<(Key, Value)>);
 impl PlanFlags {
     /// The settings that `plan` has flags for.
     pub(crate) fn settings() -> impl Iterator<Item = &'static Setting> {
-        let degree = |s: &&Setting| s.section == "parallel" && !s.flag || s.key == Key::NumGpus;
+        let degree = |s: &&Setting| s.heading == RANKS;
         let work = |s: &&Setting| {
             matches!(s.section, "generate" | "model") && !NOT_PLANNED.contains(&s.key) || s.key == Key::Quiet
         };
@@ -189,25 +177,11 @@ impl FromArgMatches for PlanFlags {
 
 impl Args for PlanFlags {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let of_ranks = |s: &'static Setting| match s.section {
-            "parallel" => plan_flag(s),
-            _ => flag(s),
-        };
-        Self::settings().fold(command, |command, s| command.arg(of_ranks(s)))
+        Self::settings().fold(command, |command, s| command.arg(flag(s)))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
         Self::augment_args(command)
-    }
-}
-
-fn plan_flag(s: &'static Setting) -> Arg {
-    let arg = flag(s).help_heading(RANKS).aliases(s.aliases.iter().copied());
-    match s.key {
-        Key::NumGpus => arg.help(
-            "Ranks. With this alone, the best layout is looked for; without it, as many as the degrees need.",
-        ),
-        _ => arg,
     }
 }
 
@@ -281,6 +255,9 @@ fn flag(s: &'static Setting) -> Arg {
         _ => arg,
     };
     let arg = if s.key == Key::Prompt { arg.short('p') } else { arg };
+    // `name` is what TOML calls the model, not a flag
+    let aliases = s.aliases.iter().copied().filter(|_| s.heading == RANKS);
+    let arg = arg.aliases(aliases);
     match s.kind {
         // `--no_resume` or `--no_resume=false`, so that a flag can also undo TOML and environment
         Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
@@ -310,7 +287,7 @@ fn parser(s: &'static Setting) -> ValueParser {
 /// Whether a token is one of the flags of `t2i` rather than a text that begins with a hyphen.
 pub(crate) fn is_flag(token: &str) -> bool {
     let name = token.strip_prefix("--").and_then(|t| t.split('=').next()).unwrap_or("").replace('-', "_");
-    SETTINGS.iter().any(|s| s.flag && s.name == name)
+    SETTINGS.iter().any(|s| s.flag && (s.name == name || s.aliases.contains(&name.as_str())))
 }
 
 /// What `--version` says below the version.
@@ -354,10 +331,13 @@ Examples:
   diffgentor t2i --model_name FLUX.1-schnell --prompt \"a lighthouse at dawn\" --seed 7
   diffgentor t2i --prompts_file prompts.jsonl --batch_size 4 --output_dir out --json
   diffgentor t2i --from_image out/000000.png --output_dir again
+  diffgentor t2i --ulysses_degree 4 --prompt \"red apple\"
+  diffgentor t2i --num_gpus 4 --prompts_file configs/large_prompts.jsonl --batch_size 4
 
 Flags may be written with hyphens too (--batch-size). Every flag has an environment variable,
-DG_T2I_BATCH_SIZE for --batch_size, and most have a TOML key; flags win, then the environment,
-then --config, then the model's own defaults. `diffgentor config show` shows who won.
+DG_T2I_BATCH_SIZE for --batch_size (degrees: DG_XDIT_ULYSSES_DEGREE and so on), and most have a TOML
+key; flags win, then the environment, then --config, then the model's own defaults.
+`diffgentor config show` shows who won.
 
 ",
     exit_codes!()
@@ -372,7 +352,7 @@ Examples:
   diffgentor plan --model_name FLUX.1-schnell --num_gpus 4 --rank_device l20 --links pcie4
 
 The shapes of FLUX.1-dev and FLUX.1-schnell are built in. Degrees also come from --config and from
-DG_XDIT_*. What is printed is planned: this version runs on one rank.
+DG_XDIT_*. `t2i --dry_run` shows the same for a run on this machine.
 
 ",
     exit_codes!()

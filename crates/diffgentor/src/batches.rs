@@ -1,7 +1,9 @@
-//! Works through the batches of a plan: submit, watch, write, print.
+//! Works through the batches of a plan: submit, watch, write, print. Several batches run at the same time; their
+//! pictures are written and printed in the order of the prompts.
 
-use crate::engine::{Cluster, Job, Picture};
+use crate::engine::{Cluster, Picture, Ranks as _};
 use crate::failure::Failure;
+use crate::flight::{Flight, Told};
 use crate::output::encode::{Encoded, encode};
 use crate::output::metadata::Record;
 use crate::output::printer::{Line, Printer};
@@ -10,12 +12,13 @@ use crate::prepare::Prepared;
 use crate::progress::Progress;
 use crate::report::Recorder;
 use crate::signals::{Signal, Stop};
+use crate::trace::Account;
 use crate::{log, plan};
 use dg_config::Key;
-use dg_core::report::ImageReport;
-use dg_core::{ExitCode, GenerateRequest, StepEvent};
+use dg_core::report::{ImageReport, RankReport};
+use dg_core::{ExitCode, StepEvent};
+use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::time::Instant;
 
 /// How a run ended.
 pub(crate) enum Ending {
@@ -71,43 +74,21 @@ impl<'a> Runner<'a> {
         self.recorder.loaded(seconds);
     }
 
-    /// Makes all pictures that are not finished. An error ends the run at once, a full disk too; the
+    /// What every rank did.
+    pub(crate) fn ranks(&mut self, ranks: Vec<RankReport>) {
+        self.recorder.ranks(ranks);
+    }
+
+    /// Makes all pictures that are not finished. An error ends the run when its turn comes, a full disk too; the
     /// failure of a batch or of one file does not.
     pub(crate) async fn run(&mut self, cluster: &Cluster, stop: &mut Stop) -> Result<Ending, Failure> {
-        for batch in std::mem::take(&mut self.batches) {
-            let start = Instant::now();
-            let requests: Vec<GenerateRequest> =
-                batch.iter().map(|i| self.prepared.plan.pictures[*i].request.clone()).collect();
-            self.progress.batch(requests.len(), requests[0].steps());
-            let job = cluster.submit(requests);
-            let canceller = job.canceller();
-            let outcome = tokio::select! {
-                biased;
-                signal = stop.wait() => {
-                    canceller.cancel();
-                    self.progress.finish();
-                    return Ok(Ending::Stopped { signal, there: self.there() });
-                }
-                outcome = self.watch(job) => outcome,
-            };
-            match outcome {
-                Ok(pictures) => {
-                    let seconds = start.elapsed().as_secs_f64() / batch.len() as f64;
-                    for (i, picture) in batch.into_iter().zip(pictures) {
-                        self.keep(i, picture, seconds).inspect_err(|_| self.progress.finish())?;
-                    }
-                }
-                Err(failure) if failure.exit == ExitCode::Failed => {
-                    batch.into_iter().for_each(|i| self.fail(i, failure.clone()));
-                }
-                Err(failure) => {
-                    self.progress.finish();
-                    return Err(failure);
-                }
-            }
+        let batches = std::mem::take(&mut self.batches);
+        let result = self.work(&batches, cluster, stop).await;
+        self.progress.finish();
+        if let Some(signal) = result? {
+            return Ok(Ending::Stopped { signal, there: self.there() });
         }
         self.print_skipped(self.prepared.plan.pictures.len());
-        self.progress.finish();
         Ok(match self.failures.len() {
             0 => Ending::Done,
             failures => {
@@ -117,18 +98,89 @@ impl<'a> Runner<'a> {
         })
     }
 
-    async fn watch(&mut self, mut job: Job) -> Result<Vec<Picture>, Failure> {
-        while let Some(event) = job.next_event().await {
-            self.progress.event(&event);
-            self.recorder.step(&event);
-            if let StepEvent::PromptTruncated { encoder, tokens_max, cut } = &event {
-                let shown: String = cut.chars().take(CUT_CHARS).collect();
-                let message = format!("{encoder} reads {tokens_max} tokens; cut off: `{shown}`");
-                self.recorder.event("warning", &message);
-                log::warn_once(message);
+    /// Hands in batches and takes what comes back, until all is done or a signal comes.
+    async fn work(
+        &mut self,
+        batches: &[Vec<usize>],
+        cluster: &Cluster,
+        stop: &mut Stop,
+    ) -> Result<Option<Signal>, Failure> {
+        let mut flight = Flight::new(cluster);
+        let mut account = self.prepared.settings.switch(Key::Debug).then(Account::default);
+        let held_max = BATCHES_HELD * cluster.replicas();
+        let (mut next, mut turn) = (0, 0);
+        let mut held: BTreeMap<usize, (Result<Vec<Picture>, Failure>, f64)> = BTreeMap::new();
+        while turn < batches.len() {
+            let ends = held.values().any(|(outcome, _)| outcome.as_ref().is_err_and(ends_the_run));
+            while next < batches.len() && !ends && !flight.is_full() && next < turn + held_max {
+                self.submit(next, &batches[next], &mut flight);
+                next += 1;
+            }
+            let told = tokio::select! {
+                biased;
+                signal = stop.wait() => {
+                    flight.cancel();
+                    return Ok(Some(signal));
+                }
+                told = flight.next() => told,
+            };
+            match told {
+                Some(Told::Event(batch, event)) => self.event(batch, &event),
+                Some(Told::Ended(batch, outcome, seconds)) => {
+                    self.progress.ended(batch);
+                    account.iter_mut().for_each(|account| account.job(batch as u64, cluster));
+                    held.insert(batch, (outcome, seconds));
+                }
+                // what was handed in has been told, so it is one's turn
+                None => return Err(Failure::failed("a batch got lost").hint("run the same command again")),
+            }
+            while let Some((outcome, seconds)) = held.remove(&turn) {
+                self.take(&batches[turn], outcome, seconds)?;
+                turn += 1;
             }
         }
-        Ok(job.finish().await?)
+        Ok(None)
+    }
+
+    fn submit(&mut self, number: usize, batch: &[usize], flight: &mut Flight<'_>) {
+        let request = |i: &usize| self.prepared.plan.pictures[*i].request.clone();
+        let requests: Vec<_> = batch.iter().map(request).collect();
+        self.progress.batch(number, requests.len(), requests[0].steps(), flight.is_free());
+        flight.submit(number, requests);
+    }
+
+    fn event(&mut self, batch: usize, event: &StepEvent) {
+        self.progress.event(batch, event);
+        self.recorder.step(event);
+        if let StepEvent::PromptTruncated { encoder, tokens_max, cut } = event {
+            let shown: String = cut.chars().take(CUT_CHARS).collect();
+            let message = format!("{encoder} reads {tokens_max} tokens; cut off: `{shown}`");
+            self.recorder.event("warning", &message);
+            log::warn_once(message);
+        }
+    }
+
+    /// Takes what came of a batch whose turn it is.
+    fn take(
+        &mut self,
+        batch: &[usize],
+        outcome: Result<Vec<Picture>, Failure>,
+        seconds: f64,
+    ) -> Result<(), Failure> {
+        match outcome {
+            Ok(pictures) => {
+                let seconds = seconds / batch.len() as f64;
+                for (i, picture) in batch.iter().zip(pictures) {
+                    self.keep(*i, picture, seconds)?;
+                }
+                Ok(())
+            }
+            Err(failure) if ends_the_run(&failure) => Err(failure),
+            Err(failure) => {
+                batch.iter().for_each(|i| self.fail(*i, failure.clone()));
+                Ok(())
+            }
+        }
     }
 
     /// Writes a picture and tells about it. An error if no other picture could be written either.
@@ -231,5 +283,12 @@ impl<'a> Runner<'a> {
     }
 }
 
+/// Whether the failure of one batch means that the others fail too.
+fn ends_the_run(failure: &Failure) -> bool {
+    failure.exit != ExitCode::Failed
+}
+
+/// Batches per replica that may be handed in before the earliest is taken: their pictures are held in memory.
+const BATCHES_HELD: usize = 4;
 /// Characters of a cut-off prompt that a warning shows.
 const CUT_CHARS: usize = 200;

@@ -4,11 +4,12 @@ use crate::args::{ConfigAction, ConfigArgs};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::printer::print;
-use crate::{log, models, recorded, setup};
+use crate::{layout, log, models, recorded, setup};
 use dg_config::table::SECTIONS;
 use dg_config::{Key, Origin, SETTINGS, Setting, Settings, Value};
 use dg_core::ExitCode;
 use serde_json::json;
+use std::num::NonZeroUsize;
 
 /// Prints the settings as TOML with comments, or as JSON.
 pub(crate) fn show(args: &ConfigArgs) -> Result<ExitCode, Failure> {
@@ -56,9 +57,14 @@ fn line(s: &Setting, settings: &Settings) -> String {
     };
     match (settings.value(s.key), settings.origin(s.key)) {
         (Some(value), Some(origin)) => entry("", &literal(value), &origin.to_string()),
-        _ if s.key == Key::Threads => entry("# ", &setup::threads(settings).to_string(), CORES),
+        _ if s.key == Key::Threads => entry("# ", &threads(settings).to_string(), CORES),
         _ => format!("# {} is not set", s.toml_name()),
     }
+}
+
+/// Threads of a rank when nobody set them.
+fn threads(settings: &Settings) -> NonZeroUsize {
+    setup::threads(settings, layout::ranks(settings))
 }
 
 fn literal(value: &Value) -> String {
@@ -77,7 +83,7 @@ fn as_json(settings: &Settings) -> String {
             Some(Value::Number(x)) => json!(x),
             Some(Value::Switch(b)) => json!(b),
             Some(Value::Text(text)) => json!(text),
-            None if s.key == Key::Threads => json!(setup::threads(settings).get()),
+            None if s.key == Key::Threads => json!(threads(settings).get()),
             None => json!(null),
         };
         let cores = (s.key == Key::Threads).then(|| CORES.to_string());
@@ -89,7 +95,7 @@ fn as_json(settings: &Settings) -> String {
 }
 
 /// Where the number of threads comes from when nobody set it.
-const CORES: &str = "the physical cores that this process may use";
+const CORES: &str = "the physical cores that this process may use, shared out among the ranks";
 
 #[cfg(test)]
 mod tests {

@@ -178,7 +178,9 @@ fn settings() -> String {
 
 fn row(s: &Setting) -> String {
     let default = match (s.key, s.default) {
-        (Key::Threads, _) => "physical cores".into(),
+        (Key::Threads, _) => "physical cores / ranks".into(),
+        (Key::NumGpus, _) => "product of the degrees".into(),
+        (Key::NumPipelinePatch, _) => "number of stages".into(),
         (_, "") => String::new(),
         (_, default) => format!("`{default}`"),
     };

@@ -3,8 +3,10 @@
 use crate::failure::Failure;
 use crate::output::printer::try_print;
 use crate::prepare::Prepared;
-use crate::{machine, plan};
+use crate::ranks::Planned;
+use crate::{layout, machine, plan};
 use dg_config::Key;
+use dg_plan::{Passes, Plan};
 use serde_json::json;
 
 /// Prints the plan.
@@ -26,17 +28,19 @@ pub(crate) fn show(p: &Prepared) -> Result<(), Failure> {
             })
         });
         let files: Vec<_> = files.collect();
-        let plan = json!({
+        let run = json!({
             "model": id.id, "hash": id.hash, "dtype": p.options.dtype, "threads": p.options.threads,
             "batches": batches, "weight_bytes": need.weights, "activation_bytes": need.activations,
             "available_bytes": have.map(|m| m.available), "files": files,
+            "plans": planned(p).iter().map(Planned::object).collect::<Vec<_>>(),
         });
-        return try_print(&plan.to_string()).map(|_| ());
+        return try_print(&run.to_string()).map(|_| ());
     }
+    let each = if p.spread.ranks() > 1 { " per rank" } else { "" };
     let have = have.map_or_else(|| "unknown".into(), |m| machine::bytes(m.available));
     let mut lines = vec![
         format!("model      {} ({:.12})", id.id, id.hash),
-        format!("dtype      {}, {} threads", p.options.dtype, p.options.threads),
+        format!("dtype      {}, {} threads{each}", p.options.dtype, p.options.threads),
         format!(
             "memory     {} needed ({} weights + {} activations), {have} free",
             machine::bytes(need.total()),
@@ -55,5 +59,21 @@ pub(crate) fn show(p: &Prepared) -> Result<(), Failure> {
         let seed = if picture.any_seed { "random".into() } else { r.seed.0.to_string() };
         format!("{}  {}, {} steps, seed {seed}{skipped}", p.path(i).display(), r.size, r.steps())
     }));
+    // one rank has no layout to show, unless it works as a pipeline of several would
+    for planned in planned(p).iter().filter(|p| p.plan.ranks() > 1 || p.plan.passes == Passes::Patches) {
+        lines.push(format!("\n{}", planned.page()));
+    }
     try_print(&lines.join("\n")).map(|_| ())
+}
+
+/// The plans of all kinds of batches.
+pub(crate) fn planned(p: &Prepared) -> Vec<Planned> {
+    let of = |plan: &Plan| Planned {
+        model: p.model.id.clone(),
+        plan: plan.clone(),
+        machine: layout::this_machine(),
+        search: p.spread.search.clone(),
+        scaling: None,
+    };
+    p.spread.plans.iter().map(of).collect()
 }

@@ -5,8 +5,10 @@
 //! - `setup`, `config_show`: settings and where they come from
 //! - `models`, `hub`, `known`: names of models → opened models
 //! - `prompts`, `recorded`, `names`, `plan`: prompts → requests, file names and batches; no IO but reading
+//! - `layout`: requests → how they are spread over ranks
 //! - `engine`: the one door to the runtime
-//! - `prepare`, `run`, `batches`, `output`, `progress`, `report`, `signals`: doing it
+//! - `prepare`, `run`, `batches`, `flight`, `output`, `progress`, `report`, `signals`: doing it
+//! - `trace`: what every rank did when, for `--trace` and `DG_DEBUG`
 //! - `ranks`: `diffgentor plan`, what many ranks would do
 //! - `machine`, `doctor`: what this machine has
 //! - `docs`: man pages, completions and `docs/cli.md` from the same definitions as `--help`
@@ -20,8 +22,10 @@ mod doctor;
 mod dry_run;
 mod engine;
 mod failure;
+mod flight;
 mod hub;
 mod known;
+mod layout;
 mod log;
 mod machine;
 mod models;
@@ -39,6 +43,7 @@ mod report;
 mod run;
 mod setup;
 mod signals;
+mod trace;
 mod usage;
 
 use args::Command;

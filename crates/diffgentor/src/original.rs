@@ -6,10 +6,10 @@ use std::ffi::OsString;
 
 /// Flag of the original, and what to use in its place.
 pub(crate) const FLAGS: &[(&str, &str)] = &[
-    ("node_rank", "this version runs on one machine; leave it out"),
-    ("num_nodes", "this version runs on one machine; leave it out"),
-    ("master_addr", "this version runs on one machine; leave it out"),
-    ("master_port", "this version runs on one machine; leave it out"),
+    ("node_rank", "all ranks run on one machine; leave it out, and say how many with --num_gpus"),
+    ("num_nodes", "all ranks run on one machine; leave it out, and say how many with --num_gpus"),
+    ("master_addr", "all ranks run on one machine; leave it out, and say how many with --num_gpus"),
+    ("master_port", "all ranks run on one machine; leave it out, and say how many with --num_gpus"),
     ("optimize", "the kernels are compiled ahead of time and always on; leave it out"),
     ("optimization_config", "the kernels are compiled ahead of time and always on; leave it out"),
     ("torch_compile", "the kernels are compiled ahead of time; leave it out"),
@@ -29,13 +29,7 @@ pub(crate) const FLAGS: &[(&str, &str)] = &[
     ("torch_dtype", "use --dtype"),
     ("guidance", "use --guidance_scale"),
     ("steps", "use --num_inference_steps"),
-    ("ulysses_degree", "set DG_XDIT_ULYSSES_DEGREE or `[parallel] ulysses_degree`"),
-    ("ring_degree", "set DG_XDIT_RING_DEGREE or `[parallel] ring_degree`"),
-    ("pipefusion_degree", "set DG_XDIT_PIPEFUSION_DEGREE or `[parallel] pipefusion_degree`"),
-    ("pipefusion_parallel_degree", "set DG_XDIT_PIPEFUSION_DEGREE or `[parallel] pipefusion_degree`"),
-    ("data_parallel_degree", "set DG_XDIT_DATA_PARALLEL_DEGREE or `[parallel] data_parallel_degree`"),
-    ("tensor_parallel_degree", "there is no tensor parallelism; leave it out"),
-    ("use_cfg_parallel", "set DG_XDIT_USE_CFG_PARALLEL or `[parallel] use_cfg_parallel`"),
+    ("tensor_parallel_degree", "there is no tensor parallelism; use --ulysses_degree"),
 ];
 
 /// Refuses `t2i` command lines that use one of [`FLAGS`].

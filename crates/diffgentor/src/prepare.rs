@@ -3,6 +3,7 @@
 use crate::engine::{self, EngineOptions, MemoryNeed};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
+use crate::layout::{self, Spread};
 use crate::output::resume::{self, Finished, Wanted};
 use crate::output::write;
 use crate::plan::{self, BaseSeed, Plan};
@@ -11,6 +12,7 @@ use crate::{log, machine, models, recorded, setup};
 use dg_config::{Key, Layers, Origin, Settings};
 use dg_core::{GenerateRequest, ModelId, Recipe, Seed};
 use dg_flux::ModelRepo;
+use dg_plan::Passes;
 use std::path::{Path, PathBuf};
 
 /// Everything that is decided before the model is loaded, without the model itself.
@@ -25,6 +27,8 @@ pub(crate) struct Prepared {
     pub(crate) options: EngineOptions,
     /// What to make.
     pub(crate) plan: Plan,
+    /// How it is spread over ranks.
+    pub(crate) spread: Spread,
     /// What is there already, by picture.
     pub(crate) finished: Vec<Option<Finished>>,
     /// Where the pictures go.
@@ -43,7 +47,8 @@ enum Input {
 /// Decides everything; reads files, writes nothing but the removal of stale temporary files.
 pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failure> {
     let settings = layers.resolve();
-    setup::refuse_unplanned(&settings)?;
+    setup::check_machine(&settings)?;
+    layout::check_product(&settings)?;
     let input = input(&settings)?;
     if let Input::Picture(_, recipe) = &input {
         layers.add_picture(recipe);
@@ -68,20 +73,52 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
     };
     let plan = plan::plan(&rows, files, &settings, base, template).map_err(|e| refuse(&input, &e))?;
     plan.warnings.iter().for_each(log::warn_once);
-    warn_idle(&settings, &repo);
+    let dtype = setup::dtype(&settings);
+    let requests = plan.pictures.iter().map(|p| &p.request);
+    let spread = layout::spread(&settings, repo.shape(), dtype, requests)?;
+    announce(&settings, &spread);
+    warn_idle(&settings, &repo, &spread);
     let options = engine::options(
-        setup::dtype(&settings),
+        dtype,
         setup::time_dtype(&settings),
-        setup::threads(&settings),
+        setup::threads(&settings, spread.ranks() as u64),
         settings.switch_if_any(Key::EnableVaeTiling),
-        engine::Parallel::default(),
+        parallel(&settings, &spread),
     );
     let folder = PathBuf::from(settings.text(Key::OutputDir).unwrap_or("output"));
     let (model, need) = (repo.id().clone(), MemoryNeed::default());
-    let mut prepared = Prepared { settings, model, need, options, plan, finished: Vec::new(), folder, base };
+    let mut prepared =
+        Prepared { settings, model, need, options, plan, spread, finished: Vec::new(), folder, base };
     prepared.finished = prepared.look_for_finished(&repo);
     prepared.need = prepared.estimate(&repo);
     Ok((prepared, repo))
+}
+
+/// What the engine is told about ranks.
+fn parallel(settings: &Settings, spread: &Spread) -> engine::Parallel {
+    engine::Parallel {
+        ask: spread.ask.clone(),
+        request_images: settings.integer(Key::NumImagesPerPrompt) as usize,
+        trace: settings.text(Key::Trace).is_some() || settings.switch(Key::Debug),
+        ..engine::Parallel::default()
+    }
+}
+
+/// Says what nobody asked for: which layout was found, and that ranks are on the CPU.
+fn announce(settings: &Settings, spread: &Spread) {
+    let tell = |text: String| {
+        if !settings.switch(Key::Quiet) {
+            log::note(&text);
+        }
+    };
+    let ranks = spread.ranks();
+    if ranks > 1 && settings.text(Key::Device) == Some("auto") {
+        tell(format!("no GPU in this build: {ranks} CPU ranks, which are threads, are used"));
+    }
+    if let Some(search) = &spread.search {
+        tell(format!("{ranks} ranks as `{}`: {}", spread.ask.layout, search.reason));
+    }
+    spread.warnings().into_iter().for_each(log::warn_once);
 }
 
 impl Prepared {
@@ -103,12 +140,14 @@ impl Prepared {
             dtype: self.options.dtype,
             time_dtype: self.options.time_dtype,
             vae_tiling,
+            pipefusion: self.spread.pipefusion(request),
         }
     }
 
-    /// Most pictures that are computed together.
+    /// Most pictures that one replica computes together.
     pub(crate) fn batch_size(&self) -> usize {
-        self.settings.integer(Key::BatchSize) as usize
+        let replicas = self.spread.ask.layout.dp as usize;
+        (self.settings.integer(Key::BatchSize) as usize).div_ceil(replicas)
     }
 
     /// Refuses a run for which the memory is too small.
@@ -121,8 +160,12 @@ impl Prepared {
             machine::Limit::System => "",
             machine::Limit::ControlGroup => " in this control group",
         };
+        let ranks = match self.spread.ranks() {
+            1 => String::new(),
+            n => format!(" of {n} ranks"),
+        };
         let message = format!(
-            "not enough memory: about {} needed ({} weights + {} activations), {} free{limit}",
+            "not enough memory: about {} needed ({} weights + {} activations{ranks}), {} free{limit}",
             machine::bytes(need.total()),
             machine::bytes(need.weights),
             machine::bytes(need.activations),
@@ -132,14 +175,16 @@ impl Prepared {
             log::warn_once(message);
             return Ok(());
         }
-        Err(Failure::infeasible(message).hint(
-            "use a smaller --batch_size or picture, --dtype bfloat16 or --enable_vae_tiling, or try anyway with --force",
-        ))
+        let usual = "use a smaller --batch_size or picture, --dtype bfloat16 or --enable_vae_tiling, or try anyway with --force";
+        Err(Failure::infeasible(message).hint(match self.spread.remedies() {
+            Some(remedies) => format!("{usual}; {remedies}"),
+            None => usual.into(),
+        }))
     }
 
     fn estimate(&self, repo: &ModelRepo) -> MemoryNeed {
         let requests = self.todo().into_iter().map(|i| self.plan.pictures[i].request.clone());
-        engine::need(repo, &self.options, &requests.collect::<Vec<_>>(), self.batch_size())
+        self.spread.need(repo, &self.options, &requests.collect::<Vec<_>>(), self.batch_size())
     }
 
     fn look_for_finished(&self, repo: &ModelRepo) -> Vec<Option<Finished>> {
@@ -154,7 +199,7 @@ impl Prepared {
             Wanted { path: self.path(i), recipe, any_seed: p.any_seed, recorded }
         };
         let wanted: Vec<Wanted> = pictures.iter().enumerate().map(wanted).collect();
-        resume::finished(&wanted, self.options.threads.get())
+        resume::finished(&wanted, machine::physical_cores().get())
     }
 }
 
@@ -290,7 +335,7 @@ fn base_seed(settings: &Settings) -> Result<BaseSeed, Failure> {
 }
 
 /// Settings that somebody asked for and that change nothing.
-fn warn_idle(settings: &Settings, repo: &ModelRepo) {
+fn warn_idle(settings: &Settings, repo: &ModelRepo, spread: &Spread) {
     // a picture records every setting, whether it had an effect or not
     let asked = |key| settings.is_asked(key) && !matches!(settings.origin(key), Some(Origin::Picture));
     if asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
@@ -298,5 +343,13 @@ fn warn_idle(settings: &Settings, repo: &ModelRepo) {
     }
     if asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
         log::warn_once("negative_prompt has no effect while true_cfg_scale is not above 1");
+    }
+    // what `config show` printed asks for nothing
+    let other = |key: Key| asked(key) && settings.integer_if_any(key).is_some_and(|n| n != 1);
+    let is_stale = spread.plans.iter().any(|plan| plan.passes == Passes::Patches);
+    for key in [Key::NumPipelinePatch, Key::WarmupSteps] {
+        if other(key) && !is_stale {
+            log::warn_once(format!("{} has no effect without a stale pipeline", key.setting().name));
+        }
     }
 }

@@ -3,6 +3,7 @@
 use crate::log;
 use dg_core::StepEvent;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ pub(crate) struct Progress {
     form: Form,
     pictures: usize,
     batches: usize,
-    batch: Batch,
+    /// Batches in flight by number, from 0.
+    flight: BTreeMap<usize, Batch>,
 }
 
 enum Form {
@@ -22,7 +24,7 @@ enum Form {
 
 #[derive(Default)]
 struct Batch {
-    number: usize,
+    has_begun: bool,
     pictures: usize,
     step: usize,
     steps: usize,
@@ -38,7 +40,7 @@ impl Progress {
             false if std::io::stderr().is_terminal() => bars(pictures),
             false => Form::Lines,
         };
-        Self { form, pictures, batches, batch: Batch::default() }
+        Self { form, pictures, batches, flight: BTreeMap::new() }
     }
 
     /// A message about a stage that has no steps: loading.
@@ -53,44 +55,81 @@ impl Progress {
         }
     }
 
-    /// A batch begins.
-    pub(crate) fn batch(&mut self, pictures: usize, steps: usize) {
-        self.batch = Batch { number: self.batch.number + 1, pictures, steps, ..Batch::default() };
-        let head = self.head();
-        match &self.form {
-            Form::Bars { steps: bar, .. } => {
-                bar.reset();
-                bar.set_length(steps as u64);
-                bar.set_message(format!("{head}: reading the prompt"));
-            }
-            Form::Lines => log::note(&format!("{head}: start")),
-            Form::Silent => (),
+    /// A batch was handed in; it begins now, or at its first event.
+    pub(crate) fn batch(&mut self, number: usize, pictures: usize, steps: usize, begins: bool) {
+        self.flight.insert(number, Batch { pictures, steps, ..Batch::default() });
+        if begins {
+            self.begin(number);
         }
     }
 
-    /// Something happened in the batch.
-    pub(crate) fn event(&mut self, event: &StepEvent) {
+    /// Something happened in a batch.
+    pub(crate) fn event(&mut self, number: usize, event: &StepEvent) {
+        self.begin(number);
+        let is_lead = self.lead() == Some(number);
+        let head = self.head(number);
+        let Some(batch) = self.flight.get_mut(&number) else { return };
         let StepEvent::Step { step, seconds, .. } = event else {
-            if let (StepEvent::TextEncoded { .. }, Form::Bars { steps, .. }) = (event, &self.form) {
-                steps.set_message(self.head());
+            if let (StepEvent::TextEncoded { .. }, Form::Bars { steps, .. }, true) =
+                (event, &self.form, is_lead)
+            {
+                steps.set_message(head);
             }
             return;
         };
-        self.batch.step = *step;
-        self.batch.seconds += seconds;
-        let text = self.batch.pace();
-        let head = self.head();
+        batch.step = *step;
+        batch.seconds += seconds;
         match &self.form {
-            Form::Bars { steps: bar, .. } => {
-                bar.set_position(*step as u64);
-                let decoding = if *step == self.batch.steps { ", decoding" } else { "" };
-                bar.set_message(format!("{head}: {text}{decoding}"));
+            Form::Bars { .. } if is_lead => self.show(number),
+            Form::Lines if batch.throttle.due(*step, batch.steps, Instant::now()) => {
+                log::note(&format!("{head}: {}", batch.pace()));
             }
-            Form::Lines if self.batch.throttle.due(*step, self.batch.steps, Instant::now()) => {
-                log::note(&format!("{head}: {text}"));
-            }
-            Form::Lines | Form::Silent => (),
+            _ => (),
         }
+    }
+
+    /// A batch has ended.
+    pub(crate) fn ended(&mut self, number: usize) {
+        let was_lead = self.lead() == Some(number);
+        self.flight.remove(&number);
+        if let (true, Some(lead)) = (was_lead, self.lead()) {
+            self.show(lead);
+        }
+    }
+
+    /// The batch that the bar is about: the earliest that has begun.
+    fn lead(&self) -> Option<usize> {
+        self.flight.iter().find(|(_, batch)| batch.has_begun).map(|(number, _)| *number)
+    }
+
+    fn begin(&mut self, number: usize) {
+        let head = self.head(number);
+        let Some(batch) = self.flight.get_mut(&number).filter(|batch| !batch.has_begun) else { return };
+        batch.has_begun = true;
+        if matches!(self.form, Form::Lines) {
+            log::note(&format!("{head}: start"));
+        }
+        if self.lead() == Some(number) {
+            self.show(number);
+        }
+    }
+
+    /// Puts a batch on the bar.
+    fn show(&self, number: usize) {
+        let (Form::Bars { steps: bar, .. }, Some(batch)) = (&self.form, self.flight.get(&number)) else {
+            return;
+        };
+        let head = self.head(number);
+        if batch.step == 0 {
+            bar.reset();
+        }
+        bar.set_length(batch.steps as u64);
+        bar.set_position(batch.step as u64);
+        bar.set_message(match batch.step {
+            0 => format!("{head}: reading the prompt"),
+            step if step == batch.steps => format!("{head}: {}, decoding", batch.pace()),
+            _ => format!("{head}: {}", batch.pace()),
+        });
     }
 
     /// A picture is written.
@@ -108,15 +147,14 @@ impl Progress {
         }
     }
 
-    fn head(&self) -> String {
-        let images = if self.batch.pictures > 1 {
-            format!(" ({} pictures)", self.batch.pictures)
-        } else {
-            String::new()
+    fn head(&self, number: usize) -> String {
+        let images = match self.flight.get(&number) {
+            Some(batch) if batch.pictures > 1 => format!(" ({} pictures)", batch.pictures),
+            _ => String::new(),
         };
         match self.pictures {
             1 => "picture".into(),
-            _ => format!("batch {}/{}{images}", self.batch.number, self.batches),
+            _ => format!("batch {}/{}{images}", number + 1, self.batches),
         }
     }
 }

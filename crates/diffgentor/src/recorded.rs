@@ -3,6 +3,7 @@
 use crate::failure::Failure;
 use crate::output::metadata::Record;
 use crate::output::{decode, exif};
+use dg_config::Key;
 use dg_core::{GenerateRequest, Recipe, Steps};
 use image::ImageDecoder;
 use image::codecs::jpeg::JpegDecoder;
@@ -22,6 +23,7 @@ pub(crate) fn read(path: &str) -> Result<Recipe, Failure> {
     match picture.record {
         Some(record) => {
             check(&record.recipe.request).map_err(unreadable)?;
+            check_pipeline(&record.recipe).map_err(unreadable)?;
             Ok(record.recipe)
         }
         None => match std::fs::read(path).ok().and_then(|bytes| text(&bytes)) {
@@ -42,6 +44,15 @@ fn check(request: &GenerateRequest) -> Result<(), String> {
         Some(bad) => Err(format!("sigma {bad} is not above 0 and at most 1")),
         None => Ok(()),
     }
+}
+
+/// What the type of a stale pipeline does not check by itself.
+fn check_pipeline(recipe: &Recipe) -> Result<(), String> {
+    let Some(pipefusion) = recipe.pipefusion else { return Ok(()) };
+    for (key, n) in [(Key::NumPipelinePatch, pipefusion.patches), (Key::WarmupSteps, pipefusion.warmup)] {
+        key.setting().parse(&n.to_string()).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 /// Why a text is no record.
@@ -122,6 +133,11 @@ mod tests {
         ] {
             let mut record = good.clone();
             record.recipe.request.sigmas = Some(sigmas);
+            check_read(Some(&record.to_json()), expect);
+        }
+        for (patches, expect) in [(2, Ok(())), (0, Err("num_pipeline_patch does not accept `0`"))] {
+            let mut record = good.clone();
+            record.recipe.pipefusion = Some(dg_core::PipeFusion { patches, warmup: 1 });
             check_read(Some(&record.to_json()), expect);
         }
         let noise = good.to_json().replace("\"seed\":42", "\"seed\":42,\"noise_index\":4096");

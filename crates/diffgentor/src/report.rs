@@ -31,6 +31,16 @@ impl Recorder {
         Self { start, report, sampler }
     }
 
+    /// How the run is spread over ranks.
+    pub(crate) fn layout(&mut self, layout: Layout) {
+        self.report.layout = layout;
+    }
+
+    /// What every rank did.
+    pub(crate) fn ranks(&mut self, ranks: Vec<RankReport>) {
+        self.report.ranks = ranks;
+    }
+
     /// The model and the first request.
     pub(crate) fn begin(&mut self, model: &ModelId, dtype: DType, first: Option<&GenerateRequest>) {
         self.report.model = ModelFacts { id: model.id.clone(), hash: model.hash.clone(), dtype };
@@ -71,15 +81,19 @@ impl Recorder {
     pub(crate) fn finish(mut self, mapped_bytes: u64) -> Report {
         let seconds = &mut self.report.seconds;
         seconds.total = self.start.elapsed().as_secs_f64();
-        self.report.ranks.push(RankReport {
-            node: "local".into(),
-            pid: std::process::id(),
-            mapped_bytes,
-            rss_anon: self.sampler.map_or(0, Sampler::finish),
-            peak_rss: machine::peak_rss().unwrap_or(0),
-            compute_s: seconds.text + seconds.steps.iter().sum::<f64>() + seconds.decode,
-            ..RankReport::default()
-        });
+        let rss_anon = self.sampler.map_or(0, Sampler::finish);
+        let peak_rss = machine::peak_rss().unwrap_or(0);
+        if self.report.ranks.is_empty() {
+            // no rank has started, or the only one keeps no account
+            let compute_s = seconds.text + seconds.steps.iter().sum::<f64>() + seconds.decode;
+            self.report.ranks.push(RankReport { mapped_bytes, compute_s, ..RankReport::default() });
+        }
+        for rank in &mut self.report.ranks {
+            // ranks are threads of this process: its memory is theirs together
+            rank.node = "local".into();
+            rank.pid = std::process::id();
+            (rank.rss_anon, rank.peak_rss) = (rss_anon, peak_rss);
+        }
         self.report
     }
 }

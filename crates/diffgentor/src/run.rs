@@ -2,7 +2,7 @@
 
 use crate::args::T2iArgs;
 use crate::batches::{Ending, Runner};
-use crate::engine::Cluster;
+use crate::engine::{Cluster, Ranks as _};
 use crate::failure::Failure;
 use crate::output::encode;
 use crate::output::metadata::Record;
@@ -11,7 +11,7 @@ use crate::output::{Format, write};
 use crate::prepare::{self, Prepared};
 use crate::report::Recorder;
 use crate::signals::{Signal, Stop};
-use crate::{dry_run, log, setup};
+use crate::{dry_run, log, machine, setup, trace};
 use dg_config::Key;
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
@@ -74,9 +74,13 @@ fn get_ready(prepared: &Prepared) -> Result<(), Failure> {
         prepared.check_memory()?;
     }
     prepare::make_folder(&prepared.folder)?;
-    let Some(report) = prepared.settings.text(Key::Report) else { return Ok(()) };
-    write::probe_target(Path::new(report))
-        .map_err(|e| Failure::config(unwritable(report, &e)).hint("check --report"))
+    let probe = |key: Key, cannot: fn(&str, &std::io::Error) -> String| match prepared.settings.text(key) {
+        Some(path) => write::probe_target(Path::new(path))
+            .map_err(|e| Failure::config(cannot(path, &e)).hint(format!("check --{}", key.setting().name))),
+        None => Ok(()),
+    };
+    probe(Key::Report, unwritable)?;
+    probe(Key::Trace, trace::unwritable)
 }
 
 /// Warns about pictures of other requests that will be replaced, and refuses to replace those that
@@ -88,7 +92,7 @@ fn check_replaced(prepared: &Prepared) -> Result<(), Failure> {
     }
     let todo = prepared.todo();
     let paths: Vec<PathBuf> = todo.iter().map(|i| prepared.path(*i)).collect();
-    let found = resume::in_the_way(&paths, prepared.options.threads.get());
+    let found = resume::in_the_way(&paths, machine::physical_cores().get());
     // a record too long for the format is not missed
     let format = Format::named(settings.text(Key::OutputFormat));
     let recorded = |i: usize| {
@@ -142,7 +146,13 @@ async fn make(
         prepared.options.dtype,
         prepared.plan.pictures.first().map(|p| &p.request),
     );
+    if let Some(plan) = prepared.spread.first() {
+        recorder.layout(plan.layout.reported(plan.patches.runs().len() as u32, plan.warmup as u32));
+    }
     get_ready(prepared)?;
+    if prepared.settings.switch(Key::Debug) {
+        dry_run::planned(prepared).iter().for_each(trace::tell_plan);
+    }
     let random_used = todo.iter().any(|i| prepared.plan.pictures[*i].any_seed);
     if random_used && !prepared.settings.switch(Key::Quiet) {
         log::note(&format!("seed {} (drawn at random)", prepared.base.seed.0));
@@ -161,8 +171,13 @@ async fn make(
         cluster = Cluster::start(repo, prepared.options.clone()) => cluster?,
     };
     runner.loaded(loading.elapsed().as_secs_f64());
-    let ending = runner.run(&cluster, &mut stop).await?;
-    match ending {
+    let ending = runner.run(&cluster, &mut stop).await;
+    runner.ranks(cluster.rank_reports());
+    let written = write_trace(prepared, &cluster);
+    if let (Err(failure), false) = (&written, matches!(ending, Ok(Ending::Done))) {
+        tracing::error!("{}", failure.message);
+    }
+    match ending? {
         Ending::Stopped { signal, there } => Err(stopped(signal, there, pictures)),
         Ending::Failed { failures, only } => {
             cluster.shutdown().await;
@@ -172,9 +187,19 @@ async fn make(
         }
         Ending::Done => {
             cluster.shutdown().await;
-            runner.finish().map(|()| ExitCode::Ok)
+            runner.finish()?;
+            written.map(|()| ExitCode::Ok)
         }
     }
+}
+
+/// Writes what every rank did when, if it is wanted.
+fn write_trace(prepared: &Prepared, cluster: &Cluster) -> Result<(), Failure> {
+    let Some(path) = prepared.settings.text(Key::Trace) else { return Ok(()) };
+    let log = cluster.trace().unwrap_or_default();
+    let text = trace::chrome(&log, &prepared.spread.ask.layout);
+    write::to_target(Path::new(path), text.as_bytes())
+        .map_err(|e| Failure::failed(trace::unwritable(path, &e)).hint("check --trace"))
 }
 
 fn stopped(signal: Signal, there: usize, pictures: usize) -> Failure {

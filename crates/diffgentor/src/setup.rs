@@ -68,49 +68,30 @@ fn log_filter(env: &[(String, String)]) -> Result<Option<EnvFilter>, Failure> {
     }
 }
 
-/// Refuses what needs the parallel engine or a GPU.
-pub(crate) fn refuse_unplanned(settings: &Settings) -> Result<(), Failure> {
-    let degrees =
-        [Key::NumGpus, Key::DataParallelDegree, Key::UlyssesDegree, Key::RingDegree, Key::PipefusionDegree];
+/// Refuses a device that is not there, and ranks that the serial backend does not have.
+pub(crate) fn check_machine(settings: &Settings) -> Result<(), Failure> {
     let asked = |key: Key| settings.origin(key).map(|o| format!(" ({o})")).unwrap_or_default();
-    for key in degrees {
-        let degree = settings.integer(key);
-        if degree != 1 {
-            let message =
-                format!("{} = {degree}{} needs the parallel engine", key.setting().name, asked(key));
-            return Err(not_here(message).hint("set it to 1: this version computes on one rank"));
-        }
-    }
-    if settings.switch(Key::UseCfgParallel) {
-        let message = format!("use_cfg_parallel{} needs the parallel engine", asked(Key::UseCfgParallel));
-        return Err(not_here(message).hint("set it to false: this version computes on one rank"));
-    }
-    refuse_pipeline(settings)?;
     if settings.text(Key::Device) == Some("cuda") {
         let message = format!("device cuda{}: this build has no CUDA", asked(Key::Device));
         return Err(Failure::infeasible(message).hint("use --device cpu or leave it out"));
     }
-    Ok(())
-}
-
-/// Refuses what would change how a pipeline of ranks works. Values that change nothing are fine, so
-/// that the output of `config show` can be read again.
-fn refuse_pipeline(settings: &Settings) -> Result<(), Failure> {
-    let other = |key: Key, neutral: u64| settings.integer_if_any(key).is_some_and(|n| n != neutral);
-    let asked = [
-        (Key::NumPipelinePatch, other(Key::NumPipelinePatch, 1)),
-        (Key::WarmupSteps, other(Key::WarmupSteps, 1)),
-        (Key::Pipeline, settings.text(Key::Pipeline) == Some("stale")),
-    ];
-    let Some((key, _)) = asked.into_iter().find(|(_, is_asked)| *is_asked) else { return Ok(()) };
+    if settings.text(Key::Backend) != Some("serial") {
+        return Ok(());
+    }
+    let many = |key: &Key| settings.integer_if_any(*key).is_some_and(|n| n > 1);
+    let key = DEGREES.into_iter().find(many).or_else(|| {
+        let is_cfg = settings.switch(Key::UseCfgParallel);
+        is_cfg.then_some(Key::UseCfgParallel)
+    });
+    let Some(key) = key else { return Ok(()) };
     let value = settings.value(key).map(ToString::to_string).unwrap_or_default();
-    let origin = settings.origin(key).map(|o| format!(" ({o})")).unwrap_or_default();
-    let message = format!("{} = {value}{origin} needs the parallel engine", key.setting().name);
-    Err(not_here(message).hint("leave it out: it comes with the parallel engine"))
-}
-
-fn not_here(message: String) -> Failure {
-    Failure::infeasible(message + ", which is not in this version")
+    let message = format!(
+        "backend serial{} computes on one rank, and {} = {value}{}",
+        asked(Key::Backend),
+        key.setting().name,
+        asked(key)
+    );
+    Err(Failure::infeasible(message).hint("use --backend xdit or leave it out, or set every degree to 1"))
 }
 
 /// Format of the arithmetic; auto is float32 on a CPU.
@@ -129,12 +110,19 @@ pub(crate) fn time_dtype(settings: &Settings) -> TimeDtype {
     }
 }
 
-/// Threads of the computation.
-pub(crate) fn threads(settings: &Settings) -> NonZeroUsize {
+/// Threads of one of `ranks` ranks: as asked, or its share of the cores.
+pub(crate) fn threads(settings: &Settings, ranks: u64) -> NonZeroUsize {
     let asked = settings.integer_if_any(Key::Threads).and_then(|n| NonZeroUsize::new(n as usize));
-    asked.unwrap_or_else(machine::physical_cores)
+    let share = || {
+        let ranks = usize::try_from(ranks).unwrap_or(usize::MAX).max(1);
+        NonZeroUsize::new(machine::physical_cores().get() / ranks).unwrap_or(NonZeroUsize::MIN)
+    };
+    asked.unwrap_or_else(share)
 }
 
+/// Settings that count ranks.
+const DEGREES: [Key; 5] =
+    [Key::NumGpus, Key::UlyssesDegree, Key::RingDegree, Key::PipefusionDegree, Key::DataParallelDegree];
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
@@ -142,34 +130,43 @@ mod tests {
     use super::*;
     use dg_core::ExitCode;
 
-    fn check(name: &str, value: &str, refused: Option<&str>) {
+    fn check(env: &[(&str, &str)], refused: Option<&str>) {
         let mut layers = Layers::default();
-        layers.add_env([(name.to_string(), value.to_string())]).unwrap();
-        match (refuse_unplanned(&layers.resolve()), refused) {
+        layers.add_env(env.iter().map(|(name, value)| (name.to_string(), value.to_string()))).unwrap();
+        match (check_machine(&layers.resolve()), refused) {
             (Ok(()), None) => (),
             (Err(e), Some(part)) => {
-                assert!(e.message.contains(part) && e.message.contains(name), "{}", e.message);
+                assert!(e.message.contains(part) && e.message.contains(env[0].0), "{}", e.message);
                 assert!(e.exit == ExitCode::Infeasible && e.hint.is_some());
             }
-            (got, expect) => panic!("{name}={value}: {got:?}, expected {expect:?}"),
+            (got, expect) => panic!("{env:?}: {got:?}, expected {expect:?}"),
         }
     }
 
     #[test]
-    fn one_rank_on_the_cpu_is_all_there_is() {
-        check("DG_XDIT_ULYSSES_DEGREE", "2", Some("ulysses_degree = 2"));
-        check("DG_XDIT_ULYSSES_DEGREE", "1", None);
-        check("DG_T2I_NUM_GPUS", "2", Some("num_gpus = 2"));
-        check("DG_XDIT_USE_CFG_PARALLEL", "yes", Some("use_cfg_parallel"));
-        check("DG_T2I_DEVICE", "cuda", Some("no CUDA"));
-        check("DG_T2I_DEVICE", "cpu", None);
-        check("DG_T2I_BACKEND", "xdit", None);
-        check("DG_XDIT_NUM_PIPELINE_PATCH", "4", Some("num_pipeline_patch = 4"));
-        check("DG_XDIT_NUM_PIPELINE_PATCH", "1", None);
-        check("DG_XDIT_WARMUP_STEPS", "3", Some("warmup_steps = 3"));
-        check("DG_XDIT_WARMUP_STEPS", "0", Some("warmup_steps = 0"));
-        check("DG_XDIT_PIPELINE", "stale", Some("pipeline = stale"));
-        check("DG_XDIT_PIPELINE", "exact", None);
+    fn a_cpu_has_no_cuda_and_serial_no_ranks() {
+        check(&[("DG_T2I_DEVICE", "cuda")], Some("no CUDA"));
+        check(&[("DG_T2I_DEVICE", "cpu")], None);
+        let serial = ("DG_T2I_BACKEND", "serial");
+        check(&[serial], None);
+        check(&[serial, ("DG_XDIT_ULYSSES_DEGREE", "1")], None);
+        check(
+            &[serial, ("DG_XDIT_ULYSSES_DEGREE", "2")],
+            Some("ulysses_degree = 2 (DG_XDIT_ULYSSES_DEGREE)"),
+        );
+        check(&[serial, ("DG_T2I_NUM_GPUS", "2")], Some("num_gpus = 2"));
+        check(&[serial, ("DG_XDIT_USE_CFG_PARALLEL", "on")], Some("use_cfg_parallel = true"));
+        check(&[("DG_T2I_BACKEND", "xdit"), ("DG_XDIT_RING_DEGREE", "2")], None);
+    }
+
+    #[test]
+    fn cores_are_shared_out() {
+        let settings = Layers::default().resolve();
+        assert_eq!(threads(&settings, 1), machine::physical_cores());
+        assert_eq!(threads(&settings, 1 << 20), NonZeroUsize::MIN);
+        let mut layers = Layers::default();
+        layers.add_flags([(Key::Threads, dg_config::Value::Integer(3))]);
+        assert_eq!(threads(&layers.resolve(), 8).get(), 3);
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub(crate) mod tests {
             dtype: DType::Float32,
             time_dtype: TimeDtype::Model,
             vae_tiling: false,
+            pipefusion: None,
         }
     }
 

@@ -1,31 +1,42 @@
-//! `diffgentor plan`: what many ranks would own, send and need. Nothing is run, and no weights are read.
+//! `diffgentor plan`: what many ranks would own, send and need. Nothing is run, and no weights are read. A dry run
+//! of `t2i` shows the same.
 
 mod json;
 mod text;
 
-use crate::args::{PlanArgs, PlanForm, SettingFlags, StageBalance, T2iArgs};
+use crate::args::{PlanArgs, PlanForm, SettingFlags, T2iArgs};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::printer::print;
-use crate::{log, models, setup};
+use crate::{layout, log, models, setup};
 use dg_config::{Key, Settings};
 use dg_core::{DType, ExitCode, ImageSize};
-use dg_plan::{
-    Ask, Balance, Bounds, Layout, Links, LinksError, Machine, Pipeline, Plan, Scaling, Search, Work,
-};
+use dg_plan::{Ask, Bounds, Links, LinksError, Machine, Plan, Scaling, Search, Work};
 
 /// A plan with all that is told about it.
-struct Planned {
+pub(crate) struct Planned {
     /// The model as it was named.
-    model: String,
+    pub(crate) model: String,
     /// The layout and its tables.
-    plan: Plan,
+    pub(crate) plan: Plan,
     /// What it was planned for.
-    machine: Machine,
+    pub(crate) machine: Machine,
     /// How the layout was found, if it was not given.
-    search: Option<Search>,
+    pub(crate) search: Option<Search>,
     /// How far more ranks help, if the layout was looked for.
-    scaling: Option<Scaling>,
+    pub(crate) scaling: Option<Scaling>,
+}
+
+impl Planned {
+    /// For reading.
+    pub(crate) fn page(&self) -> String {
+        text::page(self)
+    }
+
+    /// For programs.
+    pub(crate) fn object(&self) -> serde_json::Value {
+        json::object(self)
+    }
 }
 
 /// Plans and prints.
@@ -53,8 +64,8 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let planned = planned(model, work, &settings, args, machine)?;
     planned.plan.warnings.iter().for_each(|warning| log::warn_once(warning.to_string()));
     let is_read = match args.output {
-        PlanForm::Json => print(&json::object(&planned).to_string()),
-        PlanForm::Text => print(&text::page(&planned)),
+        PlanForm::Json => print(&planned.object().to_string()),
+        PlanForm::Text => print(&planned.page()),
     };
     tracing::debug!("printed: {is_read}");
     Ok(ExitCode::Ok)
@@ -106,12 +117,10 @@ fn planned(
     args: &PlanArgs,
     machine: Machine,
 ) -> Result<Planned, Failure> {
-    let mut ask = ask(settings, args, &machine);
-    let degrees = [Key::DataParallelDegree, Key::UlyssesDegree, Key::RingDegree, Key::PipefusionDegree];
-    let is_given = degrees.iter().chain([&Key::UseCfgParallel]).any(|key| settings.is_asked(*key));
-    let ranks = ask.num_gpus.unwrap_or(1);
+    let memory_bytes = Some(args.rank_memory.unwrap_or(machine.device.memory_bytes));
+    let mut ask = Ask { memory_bytes, ..layout::ask(settings) };
     let (mut search, mut scaling) = (None, None);
-    if !is_given && ranks > 1 {
+    if let Some(ranks) = layout::ranks_to_fill(settings) {
         let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
         let found = dg_plan::search(&work, ranks, &machine, &bounds);
         // without one that fits, the thriftiest tells by how much
@@ -123,33 +132,6 @@ fn planned(
     }
     let plan = Plan::new(&work, &ask)?;
     Ok(Planned { model, plan, machine, search, scaling })
-}
-
-fn ask(settings: &Settings, args: &PlanArgs, machine: &Machine) -> Ask {
-    let degree = |key: Key| settings.integer(key) as u32;
-    let layout = Layout {
-        dp: degree(Key::DataParallelDegree),
-        cfg: 1 + u32::from(settings.switch(Key::UseCfgParallel)),
-        pp: degree(Key::PipefusionDegree),
-        ring: degree(Key::RingDegree),
-        ulysses: degree(Key::UlyssesDegree),
-    };
-    Ask {
-        num_gpus: settings.is_asked(Key::NumGpus).then(|| settings.integer(Key::NumGpus)),
-        patches: settings.integer_if_any(Key::NumPipelinePatch).map(|n| n as usize),
-        warmup: settings.integer(Key::WarmupSteps) as usize,
-        pipeline: match settings.text(Key::Pipeline) {
-            Some("exact") => Pipeline::Exact,
-            Some("stale") => Pipeline::Stale,
-            _ => Pipeline::Auto,
-        },
-        balance: match args.stage_balance {
-            StageBalance::Time => Balance::Time,
-            StageBalance::Memory => Balance::Memory,
-        },
-        memory_bytes: Some(args.rank_memory.unwrap_or(machine.device.memory_bytes)),
-        ..Ask::layout(layout)
-    }
 }
 
 /// Steps of which one sends what all like it do: the second, if there is one, because the first may warm up.

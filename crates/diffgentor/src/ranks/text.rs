@@ -7,12 +7,8 @@ use std::fmt::Write as _;
 
 /// The whole page.
 pub(super) fn page(p: &Planned) -> String {
-    let mut out = head(p);
-    out += &ranks(p);
-    out += &traffic(&p.plan);
-    out += &choice(p);
-    out += "\nThis is planned: this version runs on one rank.";
-    out
+    let page = head(p) + &ranks(p) + &traffic(&p.plan) + &choice(p);
+    page.trim_end().to_string()
 }
 
 fn head(p: &Planned) -> String {
