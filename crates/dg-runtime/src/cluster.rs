@@ -2,7 +2,7 @@
 
 use crate::StartError;
 use crate::board::{Board, TraceLog};
-use crate::compute::{Engine, Load, Loaded};
+use crate::compute::{Engine, Load};
 use crate::job::{Job, JobSpec};
 use crate::logic::queue::JobId;
 use crate::plan::load_plan;
@@ -179,10 +179,7 @@ fn load_rank(
     rank: usize,
 ) -> Result<Box<dyn Engine>, StartError> {
     let local = u32::try_from(rank).unwrap_or(u32::MAX) % plan.ranks();
-    let pipeline = Pipeline::load_rank(repo, options, plan, local)?;
-    // TODO(mapped_bytes): the rank's own `Pipeline::mapped_bytes()`, once there is one. This is the whole model.
-    let mapped_bytes = repo.weight_bytes();
-    Ok(Box::new(Loaded { pipeline, mapped_bytes }))
+    Ok(Box::new(Pipeline::load_rank(repo, options, plan, local)?))
 }
 
 #[cfg(test)]

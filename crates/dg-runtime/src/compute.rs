@@ -32,25 +32,18 @@ pub(crate) trait Engine: Send {
     fn mapped_bytes(&self) -> u64;
 }
 
-/// A rank's part of the model.
-pub(crate) struct Loaded {
-    pub(crate) pipeline: Pipeline,
-    /// Bytes of the weights.
-    pub(crate) mapped_bytes: u64,
-}
-
-impl Engine for Loaded {
+impl Engine for Pipeline {
     fn generate(
         &mut self,
         batch: &[GenerateRequest],
         job: &RankJob,
         watch: &mut dyn Watch,
     ) -> Result<Option<Vec<Picture>>, RunError> {
-        self.pipeline.generate_on(batch, job, watch)
+        self.generate_on(batch, job, watch)
     }
 
     fn mapped_bytes(&self) -> u64 {
-        self.mapped_bytes
+        Self::mapped_bytes(self)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Works through the batches of a plan: submit, watch, write, print. Several batches run at the same time; their
 //! pictures are written and printed in the order of the prompts.
 
-use crate::engine::{Cluster, Picture, Ranks as _};
+use crate::engine::{Cluster, Picture};
 use crate::failure::Failure;
 use crate::flight::{Flight, Told};
 use crate::output::encode::{Encoded, encode};

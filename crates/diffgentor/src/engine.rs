@@ -6,7 +6,9 @@ use dg_flux::tiling::Tiling;
 use dg_flux::{ModelRepo, ModelSource};
 use std::num::NonZeroUsize;
 
-pub(crate) use dg_runtime::{Canceller, Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture};
+pub(crate) use dg_runtime::{
+    Canceller, Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture, RankSpan, TraceLog,
+};
 
 /// Which CPU kernels this process uses.
 pub(crate) fn kernels() -> &'static str {
@@ -54,57 +56,4 @@ pub(crate) fn demo() -> Option<ModelSource> {
 #[cfg(not(feature = "demo"))]
 pub(crate) fn demo() -> Option<ModelSource> {
     None
-}
-
-// TEMP: until dg-runtime has these. Once `Cluster` has `replicas`, `rank_reports` and `trace` of its own, delete from
-// here to the end and re-export `TraceLog` and `RankSpan` above.
-pub(crate) use temporary::{RankSpan, Ranks, TraceLog};
-
-mod temporary {
-    use dg_core::report::RankReport;
-    use std::time::Duration;
-
-    /// What every rank did when.
-    #[derive(Clone, Debug, Default)]
-    pub(crate) struct TraceLog {
-        /// Messages.
-        pub(crate) events: Vec<dg_comm::Event>,
-        /// Jobs and their parts.
-        pub(crate) spans: Vec<RankSpan>,
-    }
-
-    /// Something that a rank did for a job.
-    #[derive(Clone, Debug)]
-    pub(crate) struct RankSpan {
-        /// The rank.
-        pub(crate) rank: u32,
-        /// The job, counted from 0 in the order of submission.
-        pub(crate) job: u64,
-        /// When it began.
-        pub(crate) begin: Duration,
-        /// When it was over.
-        pub(crate) end: Duration,
-        /// What it was.
-        pub(crate) name: String,
-    }
-
-    /// What a cluster of several ranks tells.
-    pub(crate) trait Ranks {
-        /// Jobs that run at the same time.
-        fn replicas(&self) -> usize {
-            1
-        }
-
-        /// What every rank did so far.
-        fn rank_reports(&self) -> Vec<RankReport> {
-            Vec::new()
-        }
-
-        /// What every rank did when, if it was asked for.
-        fn trace(&self) -> Option<TraceLog> {
-            None
-        }
-    }
-
-    impl Ranks for dg_runtime::Cluster {}
 }

@@ -1,6 +1,6 @@
 //! Jobs in flight. Each is followed by a task of its own, so that no job's events wait behind another's.
 
-use crate::engine::{Canceller, Cluster, Job, Picture, Ranks as _};
+use crate::engine::{Canceller, Cluster, Job, Picture};
 use crate::failure::Failure;
 use dg_core::{GenerateRequest, StepEvent};
 use std::collections::BTreeMap;

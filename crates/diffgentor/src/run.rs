@@ -2,7 +2,7 @@
 
 use crate::args::T2iArgs;
 use crate::batches::{Ending, Runner};
-use crate::engine::{Cluster, Ranks as _};
+use crate::engine::Cluster;
 use crate::failure::Failure;
 use crate::output::encode;
 use crate::output::metadata::Record;

@@ -1,6 +1,6 @@
 //! What every rank did when: for chrome://tracing (`--trace`), and in words for `DG_DEBUG`.
 
-use crate::engine::{Cluster, RankSpan, Ranks as _, TraceLog};
+use crate::engine::{Cluster, RankSpan, TraceLog};
 use crate::ranks::Planned;
 use dg_comm::{Event, EventKind};
 use dg_core::report::RankReport;
