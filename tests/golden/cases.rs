@@ -24,15 +24,15 @@ pub(crate) fn of<'a>(manifest: &'a Value, model: &str, dtype: DType) -> Vec<(&'a
 const WITHOUT_LATENTS: [&str; 1] = ["dev_1000x744"];
 
 /// What a case may differ by.
-struct Allowed {
+pub(crate) struct Allowed {
     latents: f32,
-    byte: u8,
+    pub(crate) byte: u8,
     mean: f64,
-    differing: f64,
+    pub(crate) differing: f64,
 }
 
 impl Allowed {
-    fn for_case(case: &Value) -> Self {
+    pub(crate) fn for_case(case: &Value) -> Self {
         if case["dtype"] == "bfloat16" {
             return Self { latents: 0.15, byte: 12, mean: 1.5, differing: 1.0 };
         }
@@ -65,7 +65,7 @@ fn check(name: &str, case: &Value, pipeline: &mut dg_flux::Pipeline) {
 }
 
 /// Compares with a stored PNG, which may be a crop: then its name says where from.
-fn against_png(picture: &Picture, file: &str) -> Difference {
+pub(crate) fn against_png(picture: &Picture, file: &str) -> Difference {
     let (w, h, golden) = read_png_rgb(&dg_testkit::data_dir().join("golden").join(file));
     let corner = |axis: &str| -> usize {
         let tail = file.split_once("_crop_").map_or("", |(_, tail)| tail.trim_end_matches(".png"));

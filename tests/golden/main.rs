@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod hostile;
 mod large;
+mod layouts;
 mod modulation;
 mod noise;
 mod schedule;

@@ -59,7 +59,7 @@ fn errors(job: &Job, tables: &Tables, culprit: usize, fault: Fault) -> (Vec<Pass
     let whole = &job.whole();
     let began = Arc::default();
     let names = (0..tables.segments.owners()).map(|rank| format!("rank {rank} (of this test)")).collect();
-    let ranks = InProcess::with(Options { names, in_flight_max: 64 });
+    let ranks = InProcess::with(Options { names, first: 0, in_flight_max: 64 });
     let one = |comm: InProcess| {
         let (me, comm): (_, Arc<dyn Communicator>) = (comm.rank(), Arc::new(comm));
         let about = parallel::Job { request: 7, patience: PATIENCE };

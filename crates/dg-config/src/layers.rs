@@ -123,7 +123,9 @@ impl Layers {
                 pipeline,
             ]
         });
-        let all = values.into_iter().chain(negative).chain(stale);
+        // an exact picture is made again by an exact pipeline, or not at all
+        let exact = recipe.pipefusion.is_none().then(|| (Key::Pipeline, Value::Text("exact".into())));
+        let all = values.into_iter().chain(negative).chain(stale).chain(exact);
         self.entries.extend(all.map(|(key, value)| (key, value, Origin::Picture)));
     }
 
