@@ -2,6 +2,7 @@
 
 mod engine;
 mod failure;
+mod matrix;
 mod model;
 mod parity;
 mod ranks;
