@@ -7,3 +7,4 @@ mod model;
 mod parity;
 mod ranks;
 mod schedule;
+mod stale;
