@@ -4,6 +4,7 @@ mod engine;
 mod failure;
 mod matrix;
 mod model;
+mod overlap;
 mod parity;
 mod ranks;
 mod schedule;
