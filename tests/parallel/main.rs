@@ -6,6 +6,7 @@ mod matrix;
 mod model;
 mod overlap;
 mod parity;
+mod poison;
 mod ranks;
 mod schedule;
 mod stale;
