@@ -131,9 +131,12 @@ pub(crate) fn blocks(plan: &Plan, rank: u32) -> Range<usize> {
     plan.stages.ranges()[plan.layout.coords(rank).pp as usize].clone()
 }
 
+/// Denoisers by blocks.
+type Known = HashMap<Range<usize>, Arc<Denoiser>>;
+
 /// The denoiser of a rank of `plan`. Those of one stage are one.
 pub(crate) fn denoiser(plan: &Plan, rank: u32) -> Arc<Denoiser> {
-    static KNOWN: OnceLock<Mutex<HashMap<Range<usize>, Arc<Denoiser>>>> = OnceLock::new();
+    static KNOWN: OnceLock<Mutex<Known>> = OnceLock::new();
     let blocks = blocks(plan, rank);
     let mut known = KNOWN.get_or_init(Mutex::default).lock().expect("nobody panics with it");
     let load = || {
@@ -155,6 +158,9 @@ impl Watch for Resting {
     }
 }
 
+/// Gives the denoiser of a rank.
+pub(crate) type Load<'a> = dyn Fn(&Plan, u32) -> Arc<Denoiser> + Sync + 'a;
+
 /// How a run differs from a plain one.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
@@ -163,7 +169,7 @@ pub(crate) struct Setup<'a> {
     /// Rest after each block.
     pub(crate) rest: Duration,
     /// Where ranks have their weights from.
-    pub(crate) weights: Option<&'a (dyn Fn(&Plan, u32) -> Arc<Denoiser> + Sync)>,
+    pub(crate) weights: Option<&'a Load<'a>>,
 }
 
 /// One rank's work in job number `request`.

@@ -69,7 +69,11 @@ fn stages_work_on_different_patches_at_a_time() {
     for (pp, patches) in [(3, 3), (3, 5), (4, 4)] {
         let plan = stale(&case, stages(pp), patches);
         let events = slow(&case, &plan);
-        // step 0 is warm-up, step 3 the last
+        // in order, so that the text goes first; step 0 is warm-up, step 3 the last
+        let order: Vec<Unit> =
+            order(&events, 0, Class::PipeHidden, EventKind::Send).into_iter().map(|(_, unit)| unit).collect();
+        let of_step = |step| (0..if step == 0 { 1 } else { patches as u32 }).map(move |p| (step, p, 0));
+        assert_eq!(order, (0..4).flat_map(of_step).collect::<Vec<Unit>>());
         let found = overlaps(&events, &plan, |step| plan.is_stale(step as usize));
         check_overlap(&format!("{pp} stages, {patches} patches"), found, 2 * (patches - 1));
     }

@@ -95,11 +95,14 @@ fn plan(layout: Layout, balance: Balance, pipeline: Pipeline) -> Plan {
     case().plan(&Ask { pipeline, balance, warmup: 1, ..Ask::layout(layout) })
 }
 
+/// Denoisers by blocks, and whether their weights are changed.
+type Known = HashMap<(Range<usize>, bool), Arc<Denoiser>>;
+
 /// Every rank's latents where the weights of `rank`, or of all, are as `fate` says of the tensors of its role (true)
 /// and of the others.
 fn latents(plan: &Plan, rank: Option<u32>, fate: &(dyn Fn(&str, bool) -> Fate + Sync)) -> Vec<f32> {
     // ranks of a stage have the same role in the transformer
-    let known: Mutex<HashMap<(Range<usize>, bool), Arc<Denoiser>>> = Mutex::default();
+    let known: Mutex<Known> = Mutex::default();
     let load = |plan: &Plan, r: u32| {
         let (blocks, is_changed) = (blocks(plan, r), rank.is_none_or(|rank| rank == r));
         let role = plan.role(r);
