@@ -2,6 +2,7 @@
 
 mod engine;
 mod failure;
+mod keys;
 mod matrix;
 mod model;
 mod overlap;
