@@ -1,5 +1,6 @@
 //! Ranks that share a picture, as threads, against one rank.
 
+mod deadlock;
 mod engine;
 mod failure;
 mod keys;
