@@ -7,12 +7,12 @@ use crate::ranks::{bits, distance, plan as sequence_plan, run_each, tables};
 use burn::tensor::Tensor;
 use dg_core::shape::{ModelShape, TransformerShape};
 use dg_core::{ImageSize, TimeDtype};
-use dg_flux::parallel::{Denoiser, Share};
+use dg_flux::parallel::Denoiser;
 use dg_flux::rope::Rope;
 use dg_flux::weights::WeightFiles;
 use dg_flux::{ModelError, ModelSource, cpu};
 use dg_kernels::{Precision, from_vec, to_vec};
-use dg_plan::{Ask, Balance, Layout, Part, Pipeline, Plan, StageTable, Work, known};
+use dg_plan::{Ask, Balance, Kind, Layout, Part, Pipeline, Plan, SegmentTable, StageTable, Work, known};
 use safetensors::SafeTensors;
 use safetensors::tensor::{TensorView, serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -174,7 +174,7 @@ fn tokens_of_other_ranks_are_not_read() {
     let serial = job.serial(&whole);
     for (ring, ulysses) in [(1, 2), (1, 5), (3, 1), (2, 2), (2, 4)] {
         let tables = tables(&sequence_plan(&job, ring, ulysses));
-        let own = |owner: usize| poisoned(&job, &Share::new(&tables.segments, owner));
+        let own = |owner: usize| poisoned(&job, &tables.segments, owner);
         let wholes: Vec<Whole> = (0..tables.segments.owners()).map(own).collect();
         let far = distance(&serial, &run_each(&job, &|rank| &wholes[rank], &tables, None).latents);
         assert!(far <= if ring > 1 { 1e-5 } else { 0.0 }, "{ring} {ulysses}: {far:e}");
@@ -185,13 +185,13 @@ fn tokens_of_other_ranks_are_not_read() {
     }
 }
 
-/// A job's inputs with NaN in the rows that are not in `share`.
-fn poisoned(job: &Job, share: &Share) -> Whole {
+/// A job's inputs with NaN in the rows that are not `owner`'s.
+fn poisoned(job: &Job, table: &SegmentTable, owner: usize) -> Whole {
     let whole = job.whole();
-    let numbered = |n: usize| from_vec((0..n).map(|i| i as f32).collect(), [1, n, 1], &cpu());
-    let rows = |t: Tensor<3>| to_vec(t).into_iter().map(|x| x as usize).collect::<BTreeSet<_>>();
-    let text = rows(share.text(&numbered(job.text)));
-    let image = rows(share.image(&numbered(job.size.image_tokens())));
+    let rows = |kind: Kind| -> BTreeSet<usize> {
+        table.of(owner).filter(|s| s.kind == kind).flat_map(|s| s.tokens.clone()).collect()
+    };
+    let (text, image) = (rows(Kind::Text), rows(Kind::Image));
     let joint: BTreeSet<_> = text.iter().copied().chain(image.iter().map(|i| i + job.text)).collect();
     let Rope { cos, sin } = whole.rope;
     let rope = Rope {
