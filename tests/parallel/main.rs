@@ -8,6 +8,7 @@ mod matrix;
 mod model;
 mod overlap;
 mod parity;
+mod plain;
 mod poison;
 mod ranks;
 mod schedule;

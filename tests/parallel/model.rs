@@ -39,7 +39,7 @@ pub(crate) fn shape() -> TransformerShape {
 /// The transformer and what steers it.
 pub(crate) struct Model {
     pub(crate) transformer: Transformer,
-    modulator: Modulator,
+    pub(crate) modulator: Modulator,
     precision: Precision,
 }
 
