@@ -39,7 +39,7 @@ pub(crate) fn shape() -> TransformerShape {
 /// The transformer and what steers it.
 pub(crate) struct Model {
     pub(crate) transformer: Transformer,
-    modulator: Modulator,
+    pub(crate) modulator: Modulator,
     precision: Precision,
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn model(dtype: DType) -> &'static Model {
         DType::Bfloat16 => (1, Precision::Bf16),
     };
     MODELS[slot].get_or_init(|| {
-        let bytes: &'static [u8] = Vec::leak(weights());
+        let bytes: &'static [u8] = Vec::leak(weights(&shape()));
         let source = ModelSource::Embedded(vec![("transformer/model.safetensors", bytes)]);
         let files = WeightFiles::open(&source, "transformer", "model").expect("a file in memory");
         let loader = files.loader(&cpu(), precision);
@@ -62,9 +62,9 @@ pub(crate) fn model(dtype: DType) -> &'static Model {
     })
 }
 
-/// A safetensors file with all weights of [`shape`].
-pub(crate) fn weights() -> Vec<u8> {
-    let (s, mut names) = (shape(), Vec::new());
+/// A safetensors file with all weights of a transformer of shape `s`.
+pub(crate) fn weights(s: &TransformerShape) -> Vec<u8> {
+    let mut names = Vec::new();
     let d = s.width();
     let mut linear = |name: String, inp: usize, out: usize| {
         names.push((format!("{name}.weight"), vec![out, inp]));
@@ -120,11 +120,12 @@ fn file(names: Vec<(String, Vec<usize>)>) -> Vec<u8> {
         (name, dims, values.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
     };
     let all: Vec<_> = names.into_iter().enumerate().map(values).collect();
-    let view = |(name, dims, bytes): &'static (String, Vec<usize>, Vec<u8>)| {
-        (name.as_str(), TensorView::new(Dtype::F32, dims.clone(), bytes).expect("as many values as it says"))
-    };
-    let all: &'static [_] = Vec::leak(all);
-    serialize(all.iter().map(view), None).expect("names are unique")
+    serialize(all.iter().map(|(name, dims, bytes)| (name, view(dims, bytes))), None)
+        .expect("names are unique")
+}
+
+fn view<'a>(dims: &[usize], bytes: &'a [u8]) -> TensorView<'a> {
+    TensorView::new(Dtype::F32, dims.to_vec(), bytes).expect("as many values as it says")
 }
 
 /// `n` values of mean 0 and variance 1 (SplitMix64).

@@ -71,6 +71,16 @@ pub(crate) fn rank(
 
 /// Runs `job` with late messages if `late` says so, each rank in a pool of its own.
 pub(crate) fn run(job: &Job, whole: &Whole, tables: &Tables, late: Option<(u64, Duration)>) -> Ran {
+    run_each(job, &|_| whole, tables, late)
+}
+
+/// The same with inputs of its own for each rank.
+pub(crate) fn run_each<'a>(
+    job: &Job,
+    whole: &(dyn Fn(usize) -> &'a Whole + Sync),
+    tables: &Tables,
+    late: Option<(u64, Duration)>,
+) -> Ran {
     let trace = Trace::new();
     let ranks = InProcess::group(tables.segments.owners());
     let (mut latents, mut counted) = (None, Vec::new());
@@ -81,7 +91,7 @@ pub(crate) fn run(job: &Job, whole: &Whole, tables: &Tables, late: Option<(u64, 
                 let (seed, delay_max) = late.unwrap_or_default();
                 let comm = Recording::new(Delayed::new(inner, seed, delay_max), trace);
                 let comm: Arc<dyn Communicator> = Arc::new(comm);
-                let work = || rank(job, whole, tables, &comm);
+                let work = || rank(job, whole(comm.rank()), tables, &comm);
                 let result = alone(|| on_rank(comm.as_ref(), work));
                 (result.expect("all ranks go through"), comm.counters().sent())
             })
@@ -102,21 +112,9 @@ pub(crate) fn alone<T: Send>(f: impl FnOnce() -> T + Send) -> T {
 }
 
 impl Ran {
-    /// What each rank handed over, counted from the trace of single messages.
-    pub(crate) fn traced(&self) -> Vec<BTreeMap<String, Sent>> {
-        let mut all = vec![BTreeMap::<String, Sent>::new(); self.counted.len()];
-        for e in self.events.iter().filter(|e| e.kind == EventKind::Send) {
-            let sent = all[e.rank].entry(e.envelope.class.name().into()).or_default();
-            sent.bytes += e.bytes;
-            sent.messages += 1;
-            *sent.to.entry(e.peer as u32).or_default() += e.bytes;
-        }
-        all
-    }
-
     /// Fails unless every rank sent what `plan` predicts: bytes, messages and peers of every class.
     pub(crate) fn check_bytes(&self, plan: &Plan, images: usize) {
-        let traced = self.traced();
+        let traced = traced(&self.events, self.counted.len());
         for rank in 0..plan.ranks() {
             let mut predicted = plan.sent(rank, images);
             // these runs begin with embeddings on all ranks
@@ -129,12 +127,26 @@ impl Ran {
     }
 }
 
+/// What each rank handed over, counted from the trace of single messages.
+pub(crate) fn traced(events: &[Event], ranks: usize) -> Vec<BTreeMap<String, Sent>> {
+    let mut all = vec![BTreeMap::<String, Sent>::new(); ranks];
+    for e in events.iter().filter(|e| e.kind == EventKind::Send) {
+        let sent = all[e.rank].entry(e.envelope.class.name().into()).or_default();
+        sent.bytes += e.bytes;
+        sent.messages += 1;
+        *sent.to.entry(e.peer as u32).or_default() += e.bytes;
+    }
+    all
+}
+
 /// Largest difference as a part of the largest value of `serial`.
 pub(crate) fn distance(serial: &[f32], other: &[f32]) -> f32 {
     assert_eq!(serial.len(), other.len());
+    // `max` would pass over NaN
+    assert!(serial.iter().chain(other).all(|x| x.is_finite()), "not finite");
     let top = serial.iter().fold(0f32, |top, x| top.max(x.abs()));
     let far = serial.iter().zip(other).fold(0f32, |far, (a, b)| far.max((a - b).abs()));
-    assert!(top.is_finite() && top > 0.0 && far.is_finite(), "{top} {far}");
+    assert!(top > 0.0, "all is 0");
     far / top
 }
 
