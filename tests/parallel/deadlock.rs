@@ -210,7 +210,7 @@ type End = std::thread::Result<Result<Option<Vec<f32>>, PassError>>;
 /// Runs `case` with a fuse on one rank.
 fn ends(case: &Case, plan: &Arc<Plan>, culprit: usize, fuse: &Fuse) -> Vec<End> {
     let names = (0..plan.ranks()).map(|rank| format!("rank {rank} (of this test)")).collect();
-    let ranks = InProcess::with(Options { names, in_flight_max: 64 });
+    let ranks = InProcess::with(Options { names, first: 0, in_flight_max: 64 });
     std::thread::scope(|scope| {
         let spawn = |inner: InProcess| {
             let (rank, plan) = (inner.rank(), plan);
