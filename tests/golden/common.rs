@@ -20,8 +20,8 @@ pub(crate) fn demo() -> ModelRepo {
 
 /// A loaded model.
 pub(crate) fn pipeline(repo: &ModelRepo, dtype: DType) -> Pipeline {
-    let options =
-        PipelineOptions { device: dg_flux::cpu(), dtype, time_dtype: TimeDtype::Model, vae_tiling: None };
+    let (device, time_dtype) = (dg_flux::cpu(), TimeDtype::Model);
+    let options = PipelineOptions { device, dtype, time_dtype, vae_tiling: None, release_encoders: true };
     Pipeline::load(repo, options).expect("a test model")
 }
 

@@ -48,6 +48,7 @@ impl Copy {
             dtype: dg_core::DType::Float32,
             time_dtype: dg_core::TimeDtype::Model,
             vae_tiling: None,
+            release_encoders: false,
         };
         Pipeline::load(&repo, options)
     }

@@ -25,6 +25,7 @@
 //!     dtype: DType::Float32,
 //!     time_dtype: TimeDtype::Model,
 //!     vae_tiling: None,
+//!     release_encoders: false,
 //! };
 //! let mut pipeline = Pipeline::load(&repo, options)?;
 //! let (size, _) = ImageSize::fit(512, 512).unwrap();

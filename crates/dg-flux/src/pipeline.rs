@@ -27,6 +27,9 @@ pub struct PipelineOptions {
     pub time_dtype: TimeDtype,
     /// Decode in tiles: yes, no, or above [`crate::tiling::PIXELS_MAX`] pixels.
     pub vae_tiling: Option<bool>,
+    /// Give back the memory of the text encoders once the prompts of a batch are encoded, to read them again for the
+    /// next.
+    pub release_encoders: bool,
 }
 
 /// A loaded model on one rank: all of it, or what its role needs.
@@ -205,6 +208,9 @@ impl Pipeline {
                 let prompt = Prompt { clip: text.into(), t5: text.into(), tokens };
                 negative.push(encoder.encode(&prompt, watch)?);
             }
+        }
+        if self.options.release_encoders {
+            encoder.release();
         }
         let (images, seconds) = ((0..batch.len()).collect(), start.elapsed().as_secs_f64());
         watch.event(StepEvent::TextEncoded { images, seconds });

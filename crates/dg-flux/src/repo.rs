@@ -84,6 +84,11 @@ impl ModelRepo {
         self.components().iter().map(|c| c.mapped_bytes()).sum()
     }
 
+    /// Those of the text encoders among them.
+    pub fn encoder_bytes(&self) -> u64 {
+        self.clip.mapped_bytes() + self.t5.mapped_bytes()
+    }
+
     /// Bytes of the copies of weights that a run in `dtype` makes, beside the mapped files.
     pub fn converted_bytes(&self, dtype: DType) -> u64 {
         let precision = crate::pipeline::precision(dtype);

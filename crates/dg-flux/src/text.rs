@@ -4,6 +4,7 @@ use crate::clip::Clip;
 use crate::t5::T5;
 use crate::tokenizer::{CLIP_TOKENS, PromptTokenizer};
 use crate::watch::Watch;
+use crate::weights::Pages;
 use crate::{ModelError, ModelRepo, RunError};
 use burn::tensor::{Device, Tensor};
 use dg_core::StepEvent;
@@ -21,6 +22,7 @@ pub struct TextEncoder {
     t5: T5,
     clip_tokens: usize,
     kept: VecDeque<(Prompt, Embedding)>,
+    pages: Vec<Pages>,
 }
 
 /// One prompt as the encoders read it.
@@ -79,10 +81,16 @@ impl TextEncoder {
             t5: T5::load(&t5_weights, &shape.t5)?,
             clip_tokens: shape.clip.positions.min(CLIP_TOKENS),
             kept: VecDeque::new(),
+            pages: clip_weights.used_pages().into_iter().chain(t5_weights.used_pages()).collect(),
         };
         let mut unused = clip_weights.unused(&["text_model.embeddings.position_ids", "text_projection"]);
         unused.extend(t5_weights.unused(&["encoder.embed_tokens.weight", "shared.weight"]));
         Ok((encoder, clip_weights.used_bytes() + t5_weights.used_bytes(), unused))
+    }
+
+    /// Gives back the memory of the mapped weights. They are mapped still, and read again for the next prompt.
+    pub fn release(&self) {
+        self.pages.iter().for_each(Pages::release);
     }
 
     /// Encodes one prompt, or takes it from those that were kept.

@@ -43,6 +43,16 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Bytes of the tensor.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether the tensor has no byte.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
     /// Gives the memory back; what is used again is read again.
     pub fn release(&self) {
         if let Err(e) = self.map.release(self.range.clone()) {
@@ -226,6 +236,11 @@ impl Loader<'_> {
     pub fn used_bytes(&self) -> u64 {
         let used = self.used.borrow();
         used.iter().filter_map(|name| self.files.tensors.get(name)).map(|e| e.bytes.len() as u64).sum()
+    }
+
+    /// The pages of the weights that were asked for and are used as they lie in mapped files.
+    pub fn used_pages(&self) -> Vec<Pages> {
+        self.used.borrow().iter().filter_map(|name| self.pages(name)).collect()
     }
 
     /// Tensors that nobody asked for, without those under one of the `known` prefixes.

@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub threads: NonZeroUsize,
     /// Decode in tiles: yes, no, or above [`dg_flux::tiling::PIXELS_MAX`] pixels.
     pub vae_tiling: Option<bool>,
+    /// Give back the memory of the text encoders after each batch of prompts: for machines that are short of it.
+    pub release_encoders: bool,
     /// How pictures are shared out among ranks.
     pub parallel: Parallel,
 }
@@ -67,6 +69,7 @@ impl Default for EngineOptions {
             time_dtype: TimeDtype::Model,
             threads: NonZeroUsize::MIN,
             vae_tiling: None,
+            release_encoders: false,
             parallel: Parallel::default(),
         }
     }
@@ -98,6 +101,7 @@ impl Cluster {
             dtype: options.dtype,
             time_dtype: options.time_dtype,
             vae_tiling: options.vae_tiling,
+            release_encoders: options.release_encoders,
         };
         let load = move |rank| load_rank(&repo, computing.clone(), &plan, rank);
         Self::with_engine(Arc::new(load), shape, options).await

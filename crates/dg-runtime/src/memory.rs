@@ -11,14 +11,21 @@ use dg_flux::tiling::Tiling;
 pub struct MemoryNeed {
     /// Mapped weight files.
     pub weights: u64,
+    /// Those of the text encoders among them.
+    pub encoders: u64,
     /// Activations of the hungriest moment.
     pub activations: u64,
 }
 
 impl MemoryNeed {
-    /// Both together.
+    /// Weights and activations together.
     pub fn total(self) -> u64 {
         self.weights.saturating_add(self.activations)
+    }
+
+    /// The peak when the text encoders are given back once the prompts are encoded.
+    pub fn least(self) -> u64 {
+        self.total().saturating_sub(self.encoders).max(self.encoders)
     }
 }
 
@@ -44,5 +51,5 @@ pub fn memory_need(
     };
     let hungriest = requests.iter().map(one).max().unwrap_or(0);
     let activations = hungriest.saturating_add(repo.converted_bytes(options.dtype));
-    MemoryNeed { weights: repo.weight_bytes(), activations }
+    MemoryNeed { weights: repo.weight_bytes(), encoders: repo.encoder_bytes(), activations }
 }

@@ -23,7 +23,7 @@ pub(crate) fn options(
     vae_tiling: Option<bool>,
     parallel: Parallel,
 ) -> EngineOptions {
-    EngineOptions { dtype, time_dtype, threads, vae_tiling, parallel }
+    EngineOptions { dtype, time_dtype, threads, vae_tiling, release_encoders: false, parallel }
 }
 
 /// Whether a picture of this size will be decoded in tiles.

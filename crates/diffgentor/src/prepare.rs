@@ -91,6 +91,9 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
         Prepared { settings, model, need, options, plan, spread, finished: Vec::new(), folder, base };
     prepared.finished = prepared.look_for_finished(&repo);
     prepared.need = prepared.estimate(&repo);
+    let need = prepared.need.total();
+    let is_short = |have: machine::Memory| have.available < need.saturating_add(need / 4);
+    prepared.options.release_encoders = machine::memory().is_some_and(is_short);
     Ok((prepared, repo))
 }
 
@@ -153,7 +156,7 @@ impl Prepared {
     /// Refuses a run for which the memory is too small.
     pub(crate) fn check_memory(&self) -> Result<(), Failure> {
         let (need, Some(have)) = (self.need, machine::memory()) else { return Ok(()) };
-        if need.total() <= have.available {
+        if need.least() <= have.available {
             return Ok(());
         }
         let limit = match have.limit {
@@ -165,9 +168,10 @@ impl Prepared {
             n => format!(" of {n} ranks"),
         };
         let message = format!(
-            "not enough memory: about {} needed ({} weights + {} activations{ranks}), {} free{limit}",
-            machine::bytes(need.total()),
-            machine::bytes(need.weights),
+            "not enough memory: about {} needed ({} weights, text encoders given back, + {} activations{ranks}), {} \
+             free{limit}",
+            machine::bytes(need.least()),
+            machine::bytes(need.weights - need.encoders.min(need.weights)),
             machine::bytes(need.activations),
             machine::bytes(have.available),
         );
