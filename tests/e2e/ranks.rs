@@ -2,7 +2,7 @@
 
 use super::place::{Place, SMALL, expect_exit, json_lines, text};
 use dg_core::report::Report;
-use dg_testkit::{model_dir, workspace_dir};
+use dg_testkit::{image_difference, model_dir, read_png_rgb, workspace_dir};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -106,6 +106,42 @@ fn a_stale_pipeline_is_recorded_and_made_again_on_one_rank() {
             "{name}"
         );
     }
+}
+
+#[test]
+fn an_exact_picture_is_not_made_again_by_a_stale_pipeline() {
+    let place = Place::new();
+    let args = ["--prompt", "red apple", "--true_cfg_scale", "1"];
+    expect_exit(&small(&place, "exact", &args, &[]), 0, &[]);
+    let again = ["t2i", "--from_image", "exact/000000.png", "--output_dir", "again"];
+    let stages = [("DG_XDIT_PIPEFUSION_DEGREE", "2")];
+    expect_exit(&place.run_with(&again, &stages), 4, &["pipeline exact", "2 stages"]);
+    expect_exit(&place.run_with(&again, &[("DG_XDIT_ULYSSES_DEGREE", "2")]), 0, &[]);
+    assert!(place.tree("again") == place.tree("exact"));
+}
+
+#[test]
+fn a_rank_holds_the_weights_that_were_planned() {
+    let place = Place::new();
+    let model = model_dir("tiny-dev");
+    let stages = ["--pipefusion_degree", "3", "--ulysses_degree", "2", "--stage_balance"];
+    for (folder, balance) in ["memory", "time", "1,2,3"].into_iter().enumerate() {
+        let args = [&["--model_name", text(&model), "--prompt", "x"], &stages[..], &[balance]].concat();
+        let planned = small(&place, "o", &[&args[..], &["--dry_run", "--json"]].concat(), &[]);
+        let planned = json_lines(&planned.expect_success())[0]["plans"][0]["ranks"].clone();
+        let folder = folder.to_string();
+        expect_exit(&small(&place, &folder, &[&args[..], &["--report", "r.json"]].concat(), &[]), 0, &[]);
+        for (plan, rank) in planned.as_array().expect("ranks").iter().zip(report(&place, "r.json").ranks) {
+            let part = |name: &str| plan["memory"][name].as_u64().expect("bytes");
+            let predicted = (part("transformer") + part("encoders") + part("decoder")) as f64;
+            let off = predicted / rank.mapped_bytes as f64 - 1.0;
+            assert!(off.abs() < 0.15, "{balance}, rank {}: {off:.2}", rank.rank);
+        }
+    }
+    let bad = [&["--prompt", "x"], &stages[..], &["1,2"]].concat();
+    expect_exit(&small(&place, "o", &bad, &[]), 4, &["blocks per stage [1, 2]"]);
+    let bad = [&["--prompt", "x"], &stages[..], &["evenly"]].concat();
+    expect_exit(&small(&place, "o", &bad, &[]), 2, &["stage_balance `evenly`", "14,14,14,15"]);
 }
 
 #[test]
@@ -216,6 +252,22 @@ fn debugging_tells_who_owns_what_and_what_every_rank_did() {
     expect_exit(&output, 0, &said);
 }
 
+/// Undoes the degrees of a file.
+const ONE_RANK: [&str; 12] = [
+    "--num_gpus",
+    "1",
+    "--ulysses_degree",
+    "1",
+    "--ring_degree",
+    "1",
+    "--pipefusion_degree",
+    "1",
+    "--data_parallel_degree",
+    "1",
+    "--use_cfg_parallel=false",
+    "--no_resume",
+];
+
 fn configurations() -> Vec<(String, PathBuf)> {
     let folder = std::fs::read_dir(workspace_dir().join("configs")).expect("configs");
     let paths = folder.map(|entry| entry.expect("a readable folder").path());
@@ -248,7 +300,17 @@ fn every_committed_layout_is_planned_and_runs() {
         let more = ["--num_images_per_prompt", "2", "--report", "r.json"];
         expect_exit(&small(&place, &name, &[&args[..], &more].concat(), &[]), 0, &[]);
         assert_eq!(place.names(&name), ["000000_00.png", "000000_01.png"], "{name}");
+        let layout = report(&place, "r.json").layout;
         assert_eq!(report(&place, "r.json").ranks.len(), ranks, "{name}");
+        let (serial, one) = (format!("{name}-serial"), [&args[..], &ONE_RANK, &more[..2]].concat());
+        expect_exit(&small(&place, &serial, &one, &[]), 0, &[]);
+        for picture in place.names(&name) {
+            let read = |folder: &str| read_png_rgb(&place.path(folder).join(&picture)).2;
+            let difference = image_difference(&read(&name), &read(&serial));
+            let allowed = if layout.ring > 1 { (1, 0.0005) } else { (0, 0.0) };
+            let is_near = difference.max <= allowed.0 && difference.differing_fraction <= allowed.1;
+            assert!(is_near, "{name}: {difference:?}");
+        }
     }
 }
 

@@ -45,6 +45,25 @@ fn sigint_and_sigterm_stop_a_run_cleanly() {
 }
 
 #[test]
+fn what_is_drawn_is_written_before_its_turn() {
+    let place = Place::new();
+    let slow = "{\"prompt\":\"a\",\"width\":512,\"height\":512,\"num_inference_steps\":1000}\n";
+    place.write("p.jsonl", format!("{slow}{{\"prompt\":\"b\"}}\n{{\"prompt\":\"c\"}}\n"));
+    let size = ["--height", "64", "--width", "64", "--num_inference_steps", "2"];
+    let args = ["t2i", "--prompts_file", "p.jsonl", "--seed", "1", "--data_parallel_degree", "2"];
+    let child = place.command(&[&args[..], &size].concat()).spawn().expect("the program was just built");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !place.path("output/000002.png").exists() {
+        assert!(Instant::now() < deadline, "the second replica draws both of the others");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal(&child, "INT");
+    let output = dg_testkit::program::finish(child, Duration::from_secs(60));
+    expect_exit(&output, 130, &["2 of 3 pictures are there"]);
+    assert_eq!(output.stdout.lines().collect::<Vec<_>>(), ["output/000001.png", "output/000002.png"]);
+}
+
+#[test]
 fn waiting_for_standard_input_can_be_stopped() {
     let place = Place::new();
     let mut command = place.command(&["t2i", "--prompts_file", "-"]);

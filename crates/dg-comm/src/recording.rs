@@ -66,6 +66,21 @@ impl Trace {
         self.begin.elapsed()
     }
 
+    /// Whether it holds as many events as it can; later ones are lost.
+    pub fn is_full(&self) -> bool {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).len() >= EVENTS_MAX
+    }
+
+    /// The events of one request so far; with `forget`, they make room for others.
+    pub fn of_request(&self, request: u64, forget: bool) -> Vec<Event> {
+        let is_of = |event: &Event| event.envelope.tag.request == request;
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        match forget {
+            true => events.extract_if(.., |event| is_of(event)).collect(),
+            false => events.iter().filter(|event| is_of(event)).copied().collect(),
+        }
+    }
+
     fn push(&self, event: Event) {
         let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() < EVENTS_MAX {

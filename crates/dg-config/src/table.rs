@@ -202,7 +202,7 @@ settings! {
     Pipeline: "parallel" "pipeline" [] ["DG_XDIT_PIPELINE"] true
         Choice(&[&["auto"], &["exact"], &["stale"]]), "auto", "MODE", RANKS, "How the stages are kept busy. exact: with pictures and CFG branches, the serial picture. stale: with patches of one picture against keys and values of the step before, which changes it a little. auto: exact if a prompt's pictures and branches fill the stages.";
     StageBalance: "parallel" "stage_balance" [] ["DG_XDIT_STAGE_BALANCE"] true
-        Choice(&[&["time"], &["memory"]]), "time", "WHAT", RANKS, "Share out blocks so that stages take equal time, or so that the heaviest has as little as possible.";
+        Text(4096), "time", "WHAT", RANKS, "How blocks are shared out among stages. time: so that they take equal time. memory: so that the heaviest has as little as possible. A list such as 14,14,14,15: these numbers of blocks.";
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use crate::config::ModelConfig;
 use crate::weights::WeightFiles;
 use crate::{ModelError, ModelSource};
 use dg_core::{DType, GenerationDefaults, ModelId, ModelShape};
+use dg_plan::WeightBytes;
 
 /// A FLUX model in diffusers layout.
 pub struct ModelRepo {
@@ -82,6 +83,17 @@ impl ModelRepo {
     /// Bytes of all weight files.
     pub fn weight_bytes(&self) -> u64 {
         self.components().iter().map(|c| c.mapped_bytes()).sum()
+    }
+
+    /// How weights lie in the files.
+    pub fn held(&self) -> WeightBytes {
+        let encoders = self.encoder_bytes() as f64;
+        let values = |c: &WeightFiles| c.mapped_bytes() as f64 / c.bytes_per_value();
+        WeightBytes {
+            transformer: self.transformer.bytes_per_value(),
+            encoders: encoders / (values(&self.clip) + values(&self.t5)),
+            decoder: self.vae.bytes_per_value(),
+        }
     }
 
     /// Those of the text encoders among them.

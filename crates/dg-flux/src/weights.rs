@@ -131,6 +131,13 @@ impl WeightFiles {
         self.files.iter().map(|f| f.bytes.len() as u64).sum()
     }
 
+    /// Average bytes of a value in the files.
+    pub fn bytes_per_value(&self) -> f64 {
+        let values: usize = self.tensors.values().map(|e| e.shape.iter().product::<usize>()).sum();
+        let bytes: usize = self.tensors.values().map(|e| e.bytes.len()).sum();
+        bytes as f64 / values.max(1) as f64
+    }
+
     /// Bytes of the copies that a run with `precision` makes of these weights: bf16 of what is not
     /// bf16 in the file, and the widened form of the largest weight.
     pub fn converted_bytes(&self, precision: Precision) -> u64 {

@@ -48,7 +48,7 @@ pub use machine::{Device, Engine, Machine};
 pub use memory::RankMemory;
 pub use parts::{Block, Part};
 pub use patches::PatchTable;
-pub use plan::{Ask, Passes, Pipeline, Plan, Warning, Work};
+pub use plan::{Ask, Passes, Pipeline, Plan, Warning, WeightBytes, Work};
 pub use refuse::{Cause, Change, Refusal, Remedy};
 pub use search::{Bounds, Candidate, Scale, Scaling, Search, scaling, search};
 pub use segments::{HeadSplit, Kind, Segment, SegmentError, SegmentTable};

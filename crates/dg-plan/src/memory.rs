@@ -1,7 +1,7 @@
 //! Bytes that a rank holds.
 
 use crate::parts::Part;
-use crate::plan::{Passes, Plan};
+use crate::plan::{Passes, Plan, WeightBytes};
 use serde::Serialize;
 
 /// Need of one rank in bytes. What a runtime takes for itself (a CUDA context, an allocator's reserve) is not in it.
@@ -43,8 +43,14 @@ impl Plan {
         let shape = &self.work.shape;
         let b = self.work.dtype.bytes();
         let role = self.role(rank);
-        let weights = |of: fn(Part) -> bool| {
-            role.iter().filter(|part| of(**part)).map(|part| part.parameters(shape)).sum::<u64>() * b
+        let held = self.work.weights.unwrap_or_else(|| {
+            let each = b as f64;
+            WeightBytes { transformer: each, encoders: each, decoder: each }
+        });
+        let weights = |of: fn(Part) -> bool, each: f64| {
+            let parameters: u64 =
+                role.iter().filter(|part| of(**part)).map(|part| part.parameters(shape)).sum();
+            (parameters as f64 * each) as u64
         };
         // dg-core counts in f32
         let scaled = |bytes: u64| bytes / 4 * b;
@@ -57,9 +63,9 @@ impl Plan {
             activations = activations.max(scaled(shape.vae.decode_bytes(self.work.size.pixels())));
         }
         RankMemory {
-            transformer: weights(Part::is_transformer),
-            encoders: weights(|part| matches!(part, Part::Clip | Part::T5)),
-            decoder: weights(|part| part == Part::VaeDecoder),
+            transformer: weights(Part::is_transformer, held.transformer),
+            encoders: weights(|part| matches!(part, Part::Clip | Part::T5), held.encoders),
+            decoder: weights(|part| part == Part::VaeDecoder, held.decoder),
             kv_buffers: self.kv_bytes(rank),
             encoding,
             activations,

@@ -29,8 +29,22 @@ pub struct Work {
     pub batch: usize,
     /// Whether true CFG is on: a scale above 1 and a negative prompt.
     pub true_cfg: bool,
-    /// Format of weights, activations and messages.
+    /// Format of activations and messages, and of weights where `weights` does not say otherwise.
     pub dtype: DType,
+    /// How weights are held, if that is known.
+    pub weights: Option<WeightBytes>,
+}
+
+/// Average bytes of a weight of each component as it is held: files may have another format than the arithmetic, and
+/// more than one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightBytes {
+    /// Of the transformer.
+    pub transformer: f64,
+    /// Of both text encoders.
+    pub encoders: f64,
+    /// Of the VAE.
+    pub decoder: f64,
 }
 
 impl Work {
@@ -46,6 +60,7 @@ impl Work {
             batch: 1,
             true_cfg: false,
             dtype: DType::Bfloat16,
+            weights: None,
         }
     }
 

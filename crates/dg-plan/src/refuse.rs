@@ -31,6 +31,12 @@ pub enum Cause {
         /// Ranks that there are.
         have: u64,
     },
+    /// More ranks than can be numbered.
+    #[error("the degrees need {need} ranks, more than {RANKS_MAX}")]
+    TooMany {
+        /// Product of all degrees.
+        need: u64,
+    },
     /// A degree of 0.
     #[error("a degree is 0")]
     ZeroDegree,
@@ -137,7 +143,10 @@ impl Refusal {
                 "ask for at least {stages} pictures per prompt, or use --pipeline stale, which changes the picture \
                  a little; {layouts}"
             ),
-            Cause::Patches { tokens, .. } => format!("use at most {tokens} patches; {layouts}"),
+            Cause::TooMany { .. } => "use smaller degrees".into(),
+            Cause::Patches { tokens, .. } => format!(
+                "use at most {tokens} patches (--num_pipeline_patch; as many as stages if not given); {layouts}"
+            ),
             Cause::Memory { remedies, .. } if remedies.is_empty() => "use more ranks".into(),
             Cause::Memory { remedies, .. } => {
                 let lines: Vec<String> = remedies.iter().map(ToString::to_string).collect();
@@ -204,8 +213,11 @@ pub(crate) fn check_degrees(work: &Work, ask: &Ask) -> Result<Passes, Refusal> {
         return refuse(Cause::ZeroDegree);
     }
     let have = ask.num_gpus.unwrap_or_else(|| l.ranks());
-    if have != l.ranks() || l.ranks() > RANKS_MAX {
-        return refuse(Cause::Product { need: l.ranks(), have: have.min(RANKS_MAX) });
+    if l.ranks() > RANKS_MAX {
+        return refuse(Cause::TooMany { need: l.ranks() });
+    }
+    if have != l.ranks() {
+        return refuse(Cause::Product { need: l.ranks(), have });
     }
     if l.cfg > 2 {
         return refuse(Cause::CfgDegree { cfg: l.cfg });

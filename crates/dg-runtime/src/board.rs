@@ -14,6 +14,8 @@ pub struct TraceLog {
     pub events: Vec<Event>,
     /// Jobs and loading.
     pub spans: Vec<RankSpan>,
+    /// Whether something was left out because there was no room for it.
+    pub is_cut: bool,
 }
 
 /// Something that a rank was busy with, waiting included.
@@ -120,7 +122,7 @@ impl Board {
     /// The rank was busy from `begin` until now; with a job unless it was loading.
     pub(crate) fn span(&self, rank: usize, job: Option<u64>, begin: Duration) {
         let Some(trace) = &self.trace else { return };
-        let name = job.map_or_else(|| "load".to_owned(), |job| format!("job {job}"));
+        let name = job.map_or_else(|| LOADING.to_owned(), |job| format!("job {job}"));
         let (rank, job) = (u32::try_from(rank).unwrap_or(u32::MAX), job.unwrap_or_default());
         let mut spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         if spans.len() < SPANS_MAX {
@@ -130,9 +132,20 @@ impl Board {
 
     /// See [`Cluster::trace`](crate::Cluster::trace).
     pub(crate) fn log(&self) -> Option<TraceLog> {
-        let events = self.trace.as_ref()?.events();
+        let trace = self.trace.as_ref()?;
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Some(TraceLog { events, spans })
+        let is_cut = trace.is_full() || spans.len() >= SPANS_MAX;
+        Some(TraceLog { events: trace.events(), spans, is_cut })
+    }
+
+    /// See [`Cluster::trace_of`](crate::Cluster::trace_of).
+    pub(crate) fn log_of(&self, job: u64, forget: bool) -> Option<TraceLog> {
+        let trace = self.trace.as_ref()?;
+        let events = trace.of_request(job, forget);
+        let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
+        // loading is no job, and has the number of the first one
+        let spans = spans.iter().filter(|span| span.job == job && span.name != LOADING).cloned().collect();
+        Some(TraceLog { events, spans, is_cut: trace.is_full() })
     }
 
     /// See [`Cluster::rank_reports`](crate::Cluster::rank_reports).
@@ -163,6 +176,8 @@ impl Board {
 
 /// Spans that a trace holds; later ones are lost.
 const SPANS_MAX: usize = 1 << 20;
+/// Name of the span of loading.
+const LOADING: &str = "load";
 /// The node of ranks that are threads.
 const NODE: &str = "local";
 

@@ -58,8 +58,9 @@ impl Default for Parallel {
 }
 
 /// How long one message between ranks may be waited for, unless [`Parallel`] says otherwise. A rank that dies is noticed
-/// at once; this is for one that hangs, and no block of FLUX takes as long on any machine that can run it.
-pub const PATIENCE: Duration = Duration::from_secs(3600);
+/// at once; this is for one that hangs. A stage waits for all that the one before computes, of a whole batch while
+/// PipeFusion warms up: FLUX.1 at 1024×1024 takes two CPU cores some nine minutes per picture and step.
+pub const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
 impl Default for EngineOptions {
     /// float32, one thread, tiling above the limit only.
@@ -155,6 +156,12 @@ impl Cluster {
     /// What was written down so far, if [`Parallel::trace`] is on.
     pub fn trace(&self) -> Option<TraceLog> {
         self.board.log()
+    }
+
+    /// The part of it that belongs to one job, numbered from 0 as they were submitted. With `forget`, its messages are
+    /// not kept any longer.
+    pub fn trace_of(&self, job: u64, forget: bool) -> Option<TraceLog> {
+        self.board.log_of(job, forget)
     }
 
     /// Stops the actors. Jobs that wait end with [`JobError::Stopped`](crate::JobError::Stopped); a running one ends when it is

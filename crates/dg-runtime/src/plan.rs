@@ -29,6 +29,7 @@ pub fn job_plan(
         batch: batch.len(),
         true_cfg: first.active_negative().is_some(),
         dtype: options.dtype,
+        weights: None,
     };
     Plan::new(&work, &of_replica(&options.parallel.ask))
 }

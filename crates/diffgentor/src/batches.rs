@@ -1,5 +1,5 @@
 //! Works through the batches of a plan: submit, watch, write, print. Several batches run at the same time; their
-//! pictures are written and printed in the order of the prompts.
+//! pictures are written as soon as they are there, and told of in the order of the prompts.
 
 use crate::engine::{Cluster, Picture};
 use crate::failure::Failure;
@@ -50,6 +50,23 @@ pub(crate) struct Runner<'a> {
     /// Pictures up to here are printed or failed.
     reached: usize,
     failures: Vec<Failure>,
+    /// Pictures that this run has written.
+    written: usize,
+    /// Batches that have ended before their turn, by number.
+    held: BTreeMap<usize, Result<Vec<Drawn>, Failure>>,
+}
+
+/// What came of a picture that was drawn: it is written, or not.
+struct Drawn {
+    picture: usize,
+    outcome: Result<(Line, ImageReport), Unwritten>,
+}
+
+/// Why a picture is not written.
+struct Unwritten {
+    failure: Failure,
+    /// Whether the disk takes no more, so that no other one can be written either.
+    is_full: bool,
 }
 
 impl<'a> Runner<'a> {
@@ -61,7 +78,8 @@ impl<'a> Runner<'a> {
         let silent = s.switch(Key::Quiet) || s.switch(Key::NoProgress) || todo.is_empty();
         let progress = Progress::new(silent, todo.len(), batches.len());
         let printer = Printer::new(s.switch(Key::Json));
-        Self { prepared, recorder, batches, printer, progress, reached: 0, failures: Vec::new() }
+        let (failures, held) = (Vec::new(), BTreeMap::new());
+        Self { prepared, recorder, batches, printer, progress, reached: 0, failures, written: 0, held }
     }
 
     /// The model is being loaded.
@@ -84,6 +102,12 @@ impl<'a> Runner<'a> {
     pub(crate) async fn run(&mut self, cluster: &Cluster, stop: &mut Stop) -> Result<Ending, Failure> {
         let batches = std::mem::take(&mut self.batches);
         let result = self.work(&batches, cluster, stop).await;
+        // after a signal or an error those whose turn did not come
+        for (batch, drawn) in std::mem::take(&mut self.held) {
+            if let Err(failure) = self.tell(&batches[batch], drawn) {
+                tracing::debug!("batch {batch}: {}", failure.message);
+            }
+        }
         self.progress.finish();
         if let Some(signal) = result? {
             return Ok(Ending::Stopped { signal, there: self.there() });
@@ -106,12 +130,13 @@ impl<'a> Runner<'a> {
         stop: &mut Stop,
     ) -> Result<Option<Signal>, Failure> {
         let mut flight = Flight::new(cluster);
-        let mut account = self.prepared.settings.switch(Key::Debug).then(Account::default);
+        let settings = &self.prepared.settings;
+        let keeps = settings.text(Key::Trace).is_some();
+        let mut account = settings.switch(Key::Debug).then(|| Account::new(keeps));
         let held_max = BATCHES_HELD * cluster.replicas();
         let (mut next, mut turn) = (0, 0);
-        let mut held: BTreeMap<usize, (Result<Vec<Picture>, Failure>, f64)> = BTreeMap::new();
         while turn < batches.len() {
-            let ends = held.values().any(|(outcome, _)| outcome.as_ref().is_err_and(ends_the_run));
+            let ends = self.held.values().any(|drawn| drawn.as_ref().is_err_and(ends_the_run));
             while next < batches.len() && !ends && !flight.is_full() && next < turn + held_max {
                 self.submit(next, &batches[next], &mut flight);
                 next += 1;
@@ -129,13 +154,17 @@ impl<'a> Runner<'a> {
                 Some(Told::Ended(batch, outcome, seconds)) => {
                     self.progress.ended(batch);
                     account.iter_mut().for_each(|account| account.job(batch as u64, cluster));
-                    held.insert(batch, (outcome, seconds));
+                    let drawn = outcome.map(|pictures| self.write(&batches[batch], pictures, seconds));
+                    self.held.insert(batch, drawn);
                 }
                 // what was handed in has been told, so it is one's turn
                 None => return Err(Failure::failed("a batch got lost").hint("run the same command again")),
             }
-            while let Some((outcome, seconds)) = held.remove(&turn) {
-                self.take(&batches[turn], outcome, seconds)?;
+            if let Some(failure) = self.no_room() {
+                return Err(failure);
+            }
+            while let Some(drawn) = self.held.remove(&turn) {
+                self.tell(&batches[turn], drawn)?;
                 turn += 1;
             }
         }
@@ -160,82 +189,81 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Takes what came of a batch whose turn it is.
-    fn take(
-        &mut self,
-        batch: &[usize],
-        outcome: Result<Vec<Picture>, Failure>,
-        seconds: f64,
-    ) -> Result<(), Failure> {
-        match outcome {
-            Ok(pictures) => {
-                let seconds = seconds / batch.len() as f64;
-                for (i, picture) in batch.iter().zip(pictures) {
-                    self.keep(*i, picture, seconds)?;
-                }
-                Ok(())
-            }
-            Err(failure) if ends_the_run(&failure) => Err(failure),
-            Err(failure) => {
-                batch.iter().for_each(|i| self.fail(*i, failure.clone()));
-                Ok(())
-            }
-        }
+    /// Writes the pictures of a batch.
+    fn write(&mut self, batch: &[usize], pictures: Vec<Picture>, seconds: f64) -> Vec<Drawn> {
+        let seconds = seconds / batch.len() as f64;
+        let mut one = |(picture, drawn): (&usize, Picture)| {
+            let outcome = self.write_one(*picture, drawn, seconds);
+            self.written += usize::from(outcome.is_ok());
+            Drawn { picture: *picture, outcome }
+        };
+        batch.iter().zip(pictures).map(&mut one).collect()
     }
 
-    /// Writes a picture and tells about it. An error if no other picture could be written either.
-    fn keep(&mut self, i: usize, picture: Picture, seconds: f64) -> Result<(), Failure> {
+    fn write_one(&self, i: usize, picture: Picture, seconds: f64) -> Result<(Line, ImageReport), Unwritten> {
         let path = self.prepared.path(i);
         let settings = &self.prepared.settings;
         let request = &self.prepared.plan.pictures[i].request;
         let record = Record::new(self.prepared.recipe(request, picture.vae_tiling));
         let record = (!settings.switch(Key::NoMetadata)).then_some(&record);
         let format = Format::named(settings.text(Key::OutputFormat));
-        let failed =
-            |reason: &dyn Display| Failure::failed(format!("cannot write {}: {reason}", path.display()));
-        let pixels_blake3 = match encode(format, picture.size, &picture.rgb, record) {
-            Ok(Encoded { bytes, pixels_blake3, note }) => {
-                note.into_iter().for_each(log::warn_once);
-                match write::atomically(&path, &bytes) {
-                    Ok(()) => pixels_blake3,
-                    Err(e) if write::is_no_room(&e) => return Err(self.no_room(i, failed(&e))),
-                    Err(e) => {
-                        self.fail(i, failed(&e).hint("check --output_dir, and run the same command again"));
-                        return Ok(());
-                    }
-                }
-            }
-            Err(reason) => {
-                self.fail(i, failed(&reason).hint("choose another --output_format"));
-                return Ok(());
-            }
+        let failed = |reason: &dyn Display, is_full: bool, hint: &str| {
+            let failure = Failure::failed(format!("cannot write {}: {reason}", path.display())).hint(hint);
+            Unwritten { failure, is_full }
         };
-        self.print_skipped(i);
-        self.reached = i + 1;
+        let Encoded { bytes, pixels_blake3, note } = encode(format, picture.size, &picture.rgb, record)
+            .map_err(|reason| failed(&reason, false, "choose another --output_format"))?;
+        note.into_iter().for_each(log::warn_once);
+        write::atomically(&path, &bytes).map_err(|e| match write::is_no_room(&e) {
+            true => failed(&e, true, "make room and run the same command again"),
+            false => failed(&e, false, "check --output_dir, and run the same command again"),
+        })?;
         let mut line = Line::new(path.display().to_string(), Some(picture.seed), picture.size);
         line.seconds = seconds;
         line.pixels_blake3 = Some(pixels_blake3);
-        self.printer.print(&line);
-        self.progress.picture();
-        self.recorder.image(ImageReport {
-            path: line.path,
+        let image = ImageReport {
+            path: line.path.clone(),
             seed: picture.seed.0,
             pixels_blake3: picture.pixels_blake3,
             latents_blake3: picture.latents_blake3,
-        });
+        };
+        Ok((line, image))
+    }
+
+    /// Tells what came of a batch whose turn it is.
+    fn tell(&mut self, batch: &[usize], drawn: Result<Vec<Drawn>, Failure>) -> Result<(), Failure> {
+        match drawn {
+            Ok(all) => all.into_iter().for_each(|drawn| match drawn.outcome {
+                Ok((line, image)) => self.tell_written(drawn.picture, &line, image),
+                // the run ends with it
+                Err(Unwritten { failure, is_full: true }) => self.tell_failed(drawn.picture, failure),
+                Err(Unwritten { failure, .. }) => self.fail(drawn.picture, failure),
+            }),
+            Err(failure) if ends_the_run(&failure) => return Err(failure),
+            Err(failure) => batch.iter().for_each(|i| self.fail(*i, failure.clone())),
+        }
         Ok(())
     }
 
-    /// The disk takes no more: the failure that ends the run.
-    fn no_room(&mut self, i: usize, failure: Failure) -> Failure {
-        let message = failure.message.clone();
-        self.tell_failed(i, failure);
+    fn tell_written(&mut self, i: usize, line: &Line, image: ImageReport) {
+        self.print_skipped(i);
+        self.reached = i + 1;
+        self.printer.print(line);
+        self.progress.picture();
+        self.recorder.image(image);
+    }
+
+    /// The failure that ends the run because the disk takes no more, if it does not.
+    fn no_room(&self) -> Option<Failure> {
+        let drawn = self.held.values().flatten().flatten();
+        let mut unwritten = drawn.filter_map(|drawn| drawn.outcome.as_ref().err());
+        let Unwritten { failure, .. } = unwritten.find(|unwritten| unwritten.is_full)?;
         let (there, pictures) = (self.there(), self.prepared.plan.pictures.len());
         let message = match pictures {
-            1 => message,
-            _ => format!("{message}: {there} of {pictures} pictures are there"),
+            1 => failure.message.clone(),
+            _ => format!("{}: {there} of {pictures} pictures are there", failure.message),
         };
-        Failure::failed(message).hint("make room and run the same command again")
+        Some(Failure { message, ..failure.clone() })
     }
 
     /// Fails if lines for standard output were lost.
@@ -277,9 +305,7 @@ impl<'a> Runner<'a> {
     }
 
     fn there(&self) -> usize {
-        let before = self.reached - self.failures.len();
-        let finished = &self.prepared.finished;
-        before + finished[self.reached..].iter().filter(|f| f.is_some()).count()
+        self.written + self.prepared.finished.iter().flatten().count()
     }
 }
 
@@ -288,7 +314,7 @@ fn ends_the_run(failure: &Failure) -> bool {
     failure.exit != ExitCode::Failed
 }
 
-/// Batches per replica that may be handed in before the earliest is taken: their pictures are held in memory.
+/// Batches per replica that may be handed in before the earliest is told of.
 const BATCHES_HELD: usize = 4;
 /// Characters of a cut-off prompt that a warning shows.
 const CUT_CHARS: usize = 200;

@@ -4,12 +4,12 @@ use crate::engine::{self, EngineOptions, MemoryNeed};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::models;
-use dg_config::{Key, Settings};
+use dg_config::{Key, Origin, Settings};
 use dg_core::{DType, GenerateRequest, ImageSize, ModelShape, PipeFusion};
 use dg_flux::ModelRepo;
 use dg_plan::{
     Ask, Balance, Bounds, Candidate, Cause, Layout, Links, Machine, Passes, Pipeline, Plan, Refusal, Search,
-    Work, known, machine,
+    WeightBytes, Work, known, machine,
 };
 
 /// How a run is spread.
@@ -35,8 +35,8 @@ fn degrees(settings: &Settings) -> Layout {
 }
 
 /// What settings ask for. Memory is not bounded.
-pub(crate) fn ask(settings: &Settings) -> Ask {
-    Ask {
+pub(crate) fn ask(settings: &Settings) -> Result<Ask, Failure> {
+    Ok(Ask {
         num_gpus: settings.integer_if_any(Key::NumGpus),
         patches: settings.integer_if_any(Key::NumPipelinePatch).map(|n| n as usize),
         warmup: settings.integer(Key::WarmupSteps) as usize,
@@ -45,11 +45,30 @@ pub(crate) fn ask(settings: &Settings) -> Ask {
             Some("stale") => Pipeline::Stale,
             _ => Pipeline::Auto,
         },
-        balance: match settings.text(Key::StageBalance) {
-            Some("memory") => Balance::Memory,
-            _ => Balance::Time,
-        },
+        balance: balance(settings)?,
         ..Ask::layout(degrees(settings))
+    })
+}
+
+/// How blocks are shared out: equal times, equal memory, or a list of their numbers.
+fn balance(settings: &Settings) -> Result<Balance, Failure> {
+    let text = settings.text(Key::StageBalance).unwrap_or("time").trim();
+    let list = || text.split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<usize>>>();
+    match text {
+        "time" => Ok(Balance::Time),
+        "memory" => Ok(Balance::Memory),
+        _ => list().map(Balance::Given).ok_or_else(|| {
+            let origin = settings.origin(Key::StageBalance);
+            let message = format!(
+                "stage_balance `{text}`{}: expected time, memory, or the blocks of each stage",
+                origin.map(|o| format!(" ({o})")).unwrap_or_default()
+            );
+            let failure = match origin {
+                Some(Origin::Flag) => Failure::usage(message),
+                _ => Failure::config(message),
+            };
+            failure.hint("write the numbers of blocks with commas, as in 14,14,14,15")
+        }),
     }
 }
 
@@ -68,7 +87,7 @@ pub(crate) fn ranks(settings: &Settings) -> u64 {
 /// Refuses degrees whose product is not the number of ranks. The model need not be there: it serves only to offer
 /// layouts, and FLUX.1-dev stands in for one that cannot be read.
 pub(crate) fn check_product(settings: &Settings) -> Result<(), Failure> {
-    let ask = ask(settings);
+    let ask = ask(settings)?;
     let is_filled = ask.num_gpus.is_none_or(|n| n == ask.layout.ranks());
     if is_filled || ranks_to_fill(settings).is_some() {
         return Ok(());
@@ -95,15 +114,16 @@ pub(crate) fn this_machine() -> Machine {
     Machine::new(cpu, Links::parse("memory").expect("it is in the table of links"))
 }
 
-/// Plans every kind of batch. The first that cannot run is the error.
+/// Plans every kind of batch, for a format of the arithmetic and the way that weights are held. The first that cannot
+/// run is the error.
 pub(crate) fn spread<'a>(
     settings: &Settings,
     shape: &ModelShape,
-    dtype: DType,
+    formats: (DType, Option<WeightBytes>),
     requests: impl Iterator<Item = &'a GenerateRequest>,
 ) -> Result<Spread, Failure> {
-    let works = works(settings, shape, dtype, requests);
-    let mut ask = ask(settings);
+    let works = works(settings, shape, formats, requests);
+    let mut ask = ask(settings)?;
     let mut search = None;
     if let Some(ranks) = ranks_to_fill(settings) {
         let (layout, found) = find(&works, &ask, ranks)?;
@@ -131,7 +151,7 @@ pub(crate) fn spread<'a>(
 fn works<'a>(
     settings: &Settings,
     shape: &ModelShape,
-    dtype: DType,
+    (dtype, weights): (DType, Option<WeightBytes>),
     requests: impl Iterator<Item = &'a GenerateRequest>,
 ) -> Vec<Work> {
     let mut works: Vec<Work> = Vec::new();
@@ -148,6 +168,7 @@ fn works<'a>(
             batch: settings.integer(Key::BatchSize) as usize,
             true_cfg: r.active_negative().is_some(),
             dtype,
+            weights,
             ..Work::one(shape.clone(), r.size)
         });
     }
@@ -192,9 +213,9 @@ impl Spread {
         self.ask.layout.ranks() as usize
     }
 
-    /// The plan of the first kind of batch.
-    pub(crate) fn first(&self) -> Option<&Plan> {
-        self.plans.first()
+    /// The plan that a report shows: the first of a stale pipeline, if there is one, because it says most.
+    pub(crate) fn shown(&self) -> Option<&Plan> {
+        self.plans.iter().find(|plan| plan.passes == Passes::Patches).or_else(|| self.plans.first())
     }
 
     fn plan_of(&self, request: &GenerateRequest) -> Option<&Plan> {
@@ -328,7 +349,7 @@ mod tests {
     }
 
     fn plan(flags: &[(Key, &str)], requests: &[GenerateRequest]) -> Result<Spread, Failure> {
-        spread(&settings(flags), &known::flux_dev(), DType::Float32, requests.iter())
+        spread(&settings(flags), &known::flux_dev(), (DType::Float32, None), requests.iter())
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
     plan.warnings.iter().for_each(log::warn_once);
     let dtype = setup::dtype(&settings);
     let requests = plan.pictures.iter().map(|p| &p.request);
-    let spread = layout::spread(&settings, repo.shape(), dtype, requests)?;
+    let spread = layout::spread(&settings, repo.shape(), (dtype, Some(repo.held())), requests)?;
     announce(&settings, &spread);
     warn_idle(&settings, &repo, &spread);
     let options = engine::options(

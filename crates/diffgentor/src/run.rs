@@ -74,6 +74,13 @@ fn get_ready(prepared: &Prepared) -> Result<(), Failure> {
         prepared.check_memory()?;
     }
     prepare::make_folder(&prepared.folder)?;
+    let text = |key: Key| prepared.settings.text(key);
+    if let Some(report) = text(Key::Report).filter(|path| text(Key::Trace) == Some(path))
+        && !Path::new(report).starts_with("/dev")
+    {
+        let message = format!("--report and --trace both name {report}");
+        return Err(Failure::config(message).hint("name two files"));
+    }
     let probe = |key: Key, cannot: fn(&str, &std::io::Error) -> String| match prepared.settings.text(key) {
         Some(path) => write::probe_target(Path::new(path))
             .map_err(|e| Failure::config(cannot(path, &e)).hint(format!("check --{}", key.setting().name))),
@@ -146,7 +153,7 @@ async fn make(
         prepared.options.dtype,
         prepared.plan.pictures.first().map(|p| &p.request),
     );
-    if let Some(plan) = prepared.spread.first() {
+    if let Some(plan) = prepared.spread.shown() {
         recorder.layout(plan.layout.reported(plan.patches.runs().len() as u32, plan.warmup as u32));
     }
     get_ready(prepared)?;
@@ -197,6 +204,12 @@ async fn make(
 fn write_trace(prepared: &Prepared, cluster: &Cluster) -> Result<(), Failure> {
     let Some(path) = prepared.settings.text(Key::Trace) else { return Ok(()) };
     let log = cluster.trace().unwrap_or_default();
+    if log.is_cut {
+        log::warn_once(format!(
+            "the trace {path} ends early: it holds {} messages at most",
+            dg_comm::recording::EVENTS_MAX
+        ));
+    }
     let text = trace::chrome(&log, &prepared.spread.ask.layout);
     write::to_target(Path::new(path), text.as_bytes())
         .map_err(|e| Failure::failed(trace::unwritable(path, &e)).hint("check --trace"))

@@ -53,7 +53,7 @@ fn degrees_beyond_the_model_are_refused() {
     let zero = refused(&work, &ask([1, 1, 0, 1, 1]));
     assert_eq!((zero.cause.clone(), zero.hint()), (Cause::ZeroDegree, "no layout of 0 ranks can run".into()));
     let huge = refused(&work, &ask([u32::MAX, 2, u32::MAX, u32::MAX, u32::MAX]));
-    assert!(matches!(huge.cause, Cause::Product { .. }));
+    assert!(matches!(huge.cause, Cause::TooMany { .. }));
 }
 
 #[test]

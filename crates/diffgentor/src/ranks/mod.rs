@@ -118,7 +118,7 @@ fn planned(
     machine: Machine,
 ) -> Result<Planned, Failure> {
     let memory_bytes = Some(args.rank_memory.unwrap_or(machine.device.memory_bytes));
-    let mut ask = Ask { memory_bytes, ..layout::ask(settings) };
+    let mut ask = Ask { memory_bytes, ..layout::ask(settings)? };
     let (mut search, mut scaling) = (None, None);
     if let Some(ranks) = layout::ranks_to_fill(settings) {
         let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
