@@ -49,6 +49,7 @@ pub mod rng;
 pub mod rope;
 pub mod schedule;
 pub mod source;
+mod stage;
 pub mod t5;
 pub mod text;
 pub mod tiling;

@@ -9,7 +9,7 @@
 
 use crate::ModelError;
 use crate::conditioning::{Conditioning, Moment};
-use crate::transformer::{ends, kinds};
+use crate::stage::{self, Stage};
 use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader, Pages};
 use burn::tensor::Tensor;
@@ -48,7 +48,7 @@ pub struct Modulations {
 impl Modulator {
     /// Takes the weights of the conditioning and the modulation layers of the transformer.
     pub fn load(w: &Loader<'_>, shape: &TransformerShape) -> Result<Self, ModelError> {
-        Self::load_stage(w, shape, 0..shape.double_blocks + shape.single_blocks)
+        Self::load_stage(w, shape, stage::all(shape))
     }
 
     /// The same for the blocks `blocks` alone, double blocks numbered first; with the last norm if the last block is
@@ -63,16 +63,17 @@ impl Modulator {
             pages.extend(w.pages(&format!("{name}.weight")));
             w.linear(&name, d, vectors * d)
         };
-        let [doubles, singles] = kinds(shape, &blocks);
-        let mut double = Vec::with_capacity(doubles.len());
-        for i in doubles {
+        let stage = Stage::new(shape, &blocks);
+        let mut double = Vec::with_capacity(stage.double.len());
+        for i in stage.double {
             let mut stream = |norm: &str| linear(format!("transformer_blocks.{i}.{norm}.linear"), 6);
             double.push([stream("norm1")?, stream("norm1_context")?]);
         }
-        let single = singles
+        let single = stage
+            .single
             .map(|i| linear(format!("single_transformer_blocks.{i}.norm.linear"), 3))
             .collect::<Result<_, _>>()?;
-        let norm_out = ends(shape, &blocks).then(|| linear("norm_out.linear".into(), 2)).transpose()?;
+        let norm_out = stage.is_last.then(|| linear("norm_out.linear".into(), 2)).transpose()?;
         let conditioning = Conditioning::load(w, shape)?;
         Ok(Self { conditioning, double, single, norm_out, width: d, pages, precision: w.precision() })
     }

@@ -16,6 +16,7 @@
 use crate::attend::{Attend, Projected};
 use crate::modulation::Modulations;
 use crate::rope::Rope;
+use crate::stage::{self, Stage};
 use crate::watch::Watch;
 use crate::weights::{Linear, Loader, together};
 use crate::{ModelError, PassError};
@@ -70,7 +71,7 @@ impl Transformer {
     /// Takes the weights of the transformer, without those of
     /// [`Modulator`](crate::modulation::Modulator).
     pub fn load(w: &Loader<'_>, shape: &TransformerShape) -> Result<Self, ModelError> {
-        Self::load_stage(w, shape, 0..shape.double_blocks + shape.single_blocks)
+        Self::load_stage(w, shape, stage::all(shape))
     }
 
     /// Takes the weights of the blocks `blocks` alone, double blocks numbered first; those of the embedders too if
@@ -81,8 +82,7 @@ impl Transformer {
         blocks: Range<usize>,
     ) -> Result<Self, ModelError> {
         let d = shape.width();
-        let [double, single] = kinds(shape, &blocks);
-        let (first, is_last) = ([double.start, single.start], ends(shape, &blocks));
+        let Stage { double, single, is_first, is_last } = Stage::new(shape, &blocks);
         let enter = || -> Result<Enter, ModelError> {
             Ok(Enter {
                 x_embedder: w.linear("x_embedder", shape.in_channels, d)?,
@@ -90,8 +90,8 @@ impl Transformer {
             })
         };
         Ok(Self {
-            first,
-            enter: (blocks.start == 0).then(enter).transpose()?,
+            first: [double.start, single.start],
+            enter: is_first.then(enter).transpose()?,
             double: double.map(|i| DoubleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
             single: single.map(|i| SingleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
             proj_out: is_last.then(|| w.linear("proj_out", d, shape.in_channels)).transpose()?,
@@ -184,18 +184,6 @@ impl Transformer {
         watch.see("proj_out", &v);
         v
     }
-}
-
-/// The double and the single blocks among `blocks`, each numbered among their kind.
-pub(crate) fn kinds(shape: &TransformerShape, blocks: &Range<usize>) -> [Range<usize>; 2] {
-    let doubles = shape.double_blocks;
-    let single = |i: usize| i.saturating_sub(doubles);
-    [blocks.start.min(doubles)..blocks.end.min(doubles), single(blocks.start)..single(blocks.end)]
-}
-
-/// Whether the last block is among `blocks`.
-pub(crate) fn ends(shape: &TransformerShape, blocks: &Range<usize>) -> bool {
-    blocks.end == shape.double_blocks + shape.single_blocks
 }
 
 /// The tokens from `start` on, `len` of them.

@@ -3,18 +3,7 @@
 use super::ring::Keys;
 use crate::attend::Pass;
 use burn::tensor::Tensor;
-use dg_plan::SegmentTable;
 use std::collections::HashMap;
-
-/// The segments of `table` that go through the blocks together, by their place in the table: of the whole sequence,
-/// then of each patch.
-pub(super) fn passes(table: &SegmentTable) -> Vec<Vec<usize>> {
-    let of = |patch: Option<usize>| {
-        let is_in = |i: &usize| patch.is_none_or(|patch| table.segments()[*i].patch == patch);
-        (0..table.segments().len()).filter(is_in).collect()
-    };
-    std::iter::once(None).chain((0..table.patches()).map(Some)).map(of).collect()
-}
 
 /// The keys and values of one rank's heads, of every token that it has seen, by picture, branch and block.
 ///

@@ -1,7 +1,7 @@
 //! Keys and values go round: Ring Attention (arXiv 2310.01889), with what each hop gives merged by the logarithms
 //! of its sums.
 
-use super::kept::passes;
+use super::units::passes;
 use super::wire;
 use burn::tensor::Tensor;
 use dg_comm::{Block, Call, Class, CommError, Communicator, Deadline, Group, Pending, Tag};

@@ -1,8 +1,9 @@
 //! Attention on one of the ranks that share a sequence.
 
-use super::kept::{Kept, Place as Kind, passes};
+use super::kept::{Kept, Place as Kind};
 use super::ring::{Keys, Ring, Round, Share};
 use super::ulysses::Ulysses;
+use super::units::passes;
 use crate::PassError;
 use crate::attend::{Attend, Pass, Projected};
 use burn::tensor::Tensor;

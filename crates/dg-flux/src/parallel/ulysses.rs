@@ -3,7 +3,7 @@
 //! Shapes: b images, s tokens of a member, h heads of a member while it attends, H heads in all, d channels of a
 //! head.
 
-use super::kept::passes;
+use super::units::passes;
 use super::wire;
 use crate::attend::Projected;
 use burn::tensor::Tensor;

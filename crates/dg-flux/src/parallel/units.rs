@@ -39,6 +39,16 @@ pub(super) fn units(plan: &Plan, images: usize, step: usize) -> Vec<Unit> {
     }
 }
 
+/// The segments of `table` that go through the blocks together, by their place in the table: of the whole sequence,
+/// then of each patch.
+pub(super) fn passes(table: &SegmentTable) -> Vec<Vec<usize>> {
+    let of = |patch: Option<usize>| {
+        let is_in = |i: &usize| patch.is_none_or(|patch| table.segments()[*i].patch == patch);
+        (0..table.segments().len()).filter(is_in).collect()
+    };
+    std::iter::once(None).chain((0..table.patches()).map(Some)).map(of).collect()
+}
+
 /// An owner's rows of each patch among its image tokens.
 pub(super) fn rows_of_patches(table: &SegmentTable, owner: usize) -> Vec<Range<usize>> {
     let mut start = 0;
