@@ -22,8 +22,11 @@ proptest! {
         let twin = r::linear_then(x.clone(), &w, None, then, p);
         check(k::linear_then(x, &w, None, then, p), twin, close, p, &what);
         let (residual, gate) = (input(5, [b, s, n], p), input(6, [b, n], p));
+        // in bf16 the layer is rounded before the gate (up to 2) and the residual, which may leave little of it
+        let top = k::to_vec(r::linear(Tensor::cat(parts(), 2), &w, Some(&bias), p)).into_iter().fold(0f32, |top, y| top.max(y.abs()));
+        let allowed = if p == Precision::Bf16 { 2.0 * top / 128.0 } else { 2.0 * close };
         let twin = r::linear_gated(residual.clone(), Some(gate.clone()), parts(), &w, Some(&bias), p);
-        check(k::linear_gated(residual, gate, parts(), &w, Some(&bias), p), twin, 2.0 * close, p, &what);
+        check(k::linear_gated(residual, gate, parts(), &w, Some(&bias), p), twin, allowed, p, &what);
     }
 
     #[test]
