@@ -20,7 +20,9 @@ proptest! {
         check(k::linear(x.clone(), &w, Some(&bias), p), r::linear(x.clone(), &w, Some(&bias), p), close, p, &what);
         let then = Activation::GeluTanh;
         let twin = r::linear_then(x.clone(), &w, None, then, p);
-        check(k::linear_then(x, &w, None, then, p), twin, close, p, &what);
+        // in bf16 GELU makes up to three steps of one where its result is just below a power of two and its input above
+        let allowed = if p == Precision::Bf16 { 0.025 } else { close };
+        check(k::linear_then(x, &w, None, then, p), twin, allowed, p, &what);
         let (residual, gate) = (input(5, [b, s, n], p), input(6, [b, n], p));
         // in bf16 the layer is rounded before the gate (up to 2) and the residual, which may leave little of it
         let top = k::to_vec(r::linear(Tensor::cat(parts(), 2), &w, Some(&bias), p)).into_iter().fold(0f32, |top, y| top.max(y.abs()));
