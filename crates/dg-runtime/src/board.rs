@@ -6,6 +6,7 @@ use dg_plan::{Coords, Dim, Layout, Traffic};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::broadcast;
 
 /// Every message and job of every rank, on one clock that began with the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,17 +34,58 @@ pub struct RankSpan {
     pub name: String,
 }
 
+/// What a rank is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RankState {
+    /// It loads its weights, for the first time or in the place of one that was lost.
+    #[default]
+    Loading,
+    /// It waits for work.
+    Idle,
+    /// It works on a job.
+    Busy {
+        /// Number of the job.
+        job: u64,
+    },
+    /// It is gone, and will be replaced.
+    Lost,
+}
+
+/// One rank at this moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankStatus {
+    /// Rank, counted over all replicas.
+    pub rank: u32,
+    /// Coordinates `[dp, cfg, pp, ring, ulysses]`.
+    pub coords: [u32; 5],
+    /// What it is at.
+    pub state: RankState,
+    /// Bytes of its weights.
+    pub mapped_bytes: u64,
+}
+
+/// A rank has changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankEvent {
+    /// Rank, counted over all replicas.
+    pub rank: u32,
+    /// What it is at now.
+    pub state: RankState,
+}
+
 /// Shared by all ranks and the [`Cluster`](crate::Cluster).
 pub(crate) struct Board {
     layout: Layout,
     ranks: Vec<Mutex<Tally>>,
     trace: Option<Trace>,
     spans: Mutex<Vec<RankSpan>>,
+    events: broadcast::Sender<RankEvent>,
 }
 
 /// What one rank has done so far, its lost workers included.
 #[derive(Default)]
 struct Tally {
+    state: RankState,
     mapped_bytes: u64,
     compute: Duration,
     wait: Duration,
@@ -55,7 +97,8 @@ impl Board {
     /// Nothing done yet.
     pub(crate) fn new(layout: Layout, trace: bool) -> Self {
         let ranks = (0..layout.ranks()).map(|_| Mutex::default()).collect();
-        Self { layout, ranks, trace: trace.then(Trace::new), spans: Mutex::default() }
+        let events = broadcast::channel(EVENTS_KEPT).0;
+        Self { layout, ranks, trace: trace.then(Trace::new), spans: Mutex::default(), events }
     }
 
     /// Degrees of all ranks.
@@ -86,6 +129,34 @@ impl Board {
         } else {
             format!("rank {rank} ({})", places.join(", "))
         }
+    }
+
+    /// The rank is at something else now.
+    pub(crate) fn set(&self, rank: usize, state: RankState) {
+        if let Some(mut tally) = self.tally(rank)
+            && tally.state != state
+        {
+            tally.state = state;
+            let rank = u32::try_from(rank).unwrap_or(u32::MAX);
+            // under the lock, so that events of a rank stand in their order; nobody listening is no matter
+            let _ = self.events.send(RankEvent { rank, state });
+        }
+    }
+
+    /// See [`Cluster::rank_events`](crate::Cluster::rank_events).
+    pub(crate) fn listen(&self) -> broadcast::Receiver<RankEvent> {
+        self.events.subscribe()
+    }
+
+    /// See [`Cluster::status`](crate::Cluster::status).
+    pub(crate) fn status(&self) -> Vec<RankStatus> {
+        let numbers = 0..u32::try_from(self.ranks.len()).unwrap_or(u32::MAX);
+        let status = |rank: u32| {
+            let tally = self.tally(rank as usize)?;
+            let coords = self.layout.coords(rank).reported();
+            Some(RankStatus { rank, coords, state: tally.state, mapped_bytes: tally.mapped_bytes })
+        };
+        numbers.filter_map(status).collect()
     }
 
     /// The rank holds so many bytes of weights.
@@ -174,6 +245,8 @@ impl Board {
     }
 }
 
+/// Events that wait for a slow listener; it then misses the oldest.
+const EVENTS_KEPT: usize = 1024;
 /// Spans that a trace holds; later ones are lost.
 const SPANS_MAX: usize = 1 << 20;
 /// Name of the span of loading.

@@ -1,22 +1,23 @@
 //! [`Cluster`]: a model that is ready to work.
 
 use crate::StartError;
-use crate::board::{Board, TraceLog};
+use crate::board::{Board, RankEvent, RankStatus, TraceLog};
+use crate::builder::{BuildError, Builder};
 use crate::compute::{Engine, Load};
 use crate::job::{Job, JobSpec};
 use crate::logic::queue::JobId;
-use crate::plan::load_plan;
+use crate::plan::{job_plan, load_plan};
 use crate::supervisor::{self, Supervisor};
 use dg_core::report::RankReport;
 use dg_core::{DType, GenerateRequest, ModelShape, TimeDtype};
-use dg_flux::{ModelRepo, Pipeline, PipelineOptions};
-use dg_plan::{Ask, Layout, Plan};
+use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
+use dg_plan::{Ask, Layout, Plan, Refusal};
 use ractor::{Actor, ActorRef};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
 /// How a rank computes.
@@ -84,6 +85,8 @@ pub struct Cluster {
     /// Until [`Cluster::shutdown`] waits for it.
     stopped: Option<JoinHandle<()>>,
     board: Arc<Board>,
+    shape: ModelShape,
+    options: EngineOptions,
     next: AtomicU64,
 }
 
@@ -116,12 +119,21 @@ impl Cluster {
         let threads = options.threads.get();
         let board = Arc::new(Board::new(options.parallel.ask.layout, options.parallel.trace));
         let (started, result) = oneshot::channel();
-        let args = supervisor::Arguments { load, shape, options, board: board.clone(), started };
+        let args = supervisor::Arguments {
+            load,
+            shape: shape.clone(),
+            options: options.clone(),
+            board: board.clone(),
+            started,
+        };
         let (supervisor, stopped) = Actor::spawn(None, Supervisor, args)
             .await
             .map_err(|e| StartError::Threads { threads, reason: e.to_string() })?;
         match result.await {
-            Ok(Ok(())) => Ok(Self { supervisor, stopped: Some(stopped), board, next: AtomicU64::new(0) }),
+            Ok(Ok(())) => {
+                let stopped = Some(stopped);
+                Ok(Self { supervisor, stopped, board, shape, options, next: AtomicU64::new(0) })
+            }
             Ok(Err(e)) => Err(e),
             Err(_) => Err(StartError::Panicked("the supervisor stopped".into())),
         }
@@ -142,6 +154,41 @@ impl Cluster {
             tracing::debug!("submitted to a stopped cluster: {e}");
         }
         job
+    }
+
+    /// What a cluster is made of, to be said bit by bit.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Starts `ranks` ranks in this process, in the best layout that keeps the picture.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn local(source: ModelSource, id: impl Into<String>, ranks: u32) -> Result<Self, BuildError> {
+        Self::builder().model(source, id).ranks(ranks).start().await
+    }
+
+    /// What each rank is at.
+    pub fn status(&self) -> Vec<RankStatus> {
+        self.board.status()
+    }
+
+    /// Every change of a rank's state from now on: ready, busy, lost, replaced. A listener that is 1024 events behind
+    /// misses the oldest.
+    pub fn rank_events(&self) -> broadcast::Receiver<RankEvent> {
+        self.board.listen()
+    }
+
+    /// How a batch would be made: the plan of one replica.
+    ///
+    /// # Errors
+    /// [`Refusal`] if it cannot be made in this layout.
+    ///
+    /// # Panics
+    /// For an empty batch.
+    pub fn plan(&self, batch: &[GenerateRequest]) -> Result<Plan, Refusal> {
+        job_plan(&self.shape, &self.options, batch)
     }
 
     /// What each rank has held, done and sent so far, in the order of the ranks. Does not wait; whatever belongs to a

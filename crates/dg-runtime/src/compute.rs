@@ -1,6 +1,6 @@
 //! The compute thread of one rank: owns its part of the model, works through one job after the other.
 
-use crate::board::Board;
+use crate::board::{Board, RankState};
 use crate::logic::ends::{End, Fault};
 use crate::logic::queue::IN_FLIGHT_MAX;
 use crate::run::{Part, PartEnd, Run};
@@ -86,6 +86,7 @@ fn live(args: &Arguments, pool: &ThreadPool, parts: Receiver<Part>) {
     let error = match outcome {
         Ok(Ok(mut engine)) => {
             board.loaded(id.rank, engine.mapped_bytes());
+            board.set(id.rank, RankState::Idle);
             tell(Told::Ready(*id));
             work(&mut *engine, pool, &parts, || tell(Told::Lost(*id)));
             // before the engine, as others may wait for what is dropped here
@@ -119,6 +120,7 @@ fn work(engine: &mut dyn Engine, pool: &ThreadPool, parts: &Receiver<Part>, lost
 fn run(engine: &mut dyn Engine, pool: &ThreadPool, part: &mut Part) -> PartEnd {
     let Some(job) = part.begin() else { return End::Lost };
     let (rank, run) = (part.rank(), &*part.run);
+    run.board.set(rank, RankState::Busy { job: run.job.0 });
     let mut watch = Reporter { run, decodes: run.decodes(part.local), is_denoised: false };
     let (begin, start) = (run.board.now(), Instant::now());
     // the job goes in, so that a panic drops this rank's end of the connections on its way out
@@ -126,6 +128,7 @@ fn run(engine: &mut dyn Engine, pool: &ThreadPool, part: &mut Part) -> PartEnd {
     let outcome = catch_unwind(AssertUnwindSafe(work));
     let wall = start.elapsed();
     run.board.span(rank, Some(run.job.0), begin);
+    run.board.set(rank, if outcome.is_ok() { RankState::Idle } else { RankState::Lost });
     match outcome {
         Ok((result, counters)) => {
             let local = u32::try_from(part.local).unwrap_or(u32::MAX);

@@ -4,6 +4,7 @@ use crate::JobError;
 use crate::logic::queue::JobId;
 use dg_core::{GenerateRequest, StepEvent, Steps};
 use dg_flux::Picture;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot};
@@ -28,9 +29,24 @@ impl Job {
         (&mut self.outcome).await.unwrap_or(Err(JobError::Stopped))
     }
 
+    /// Cancels it; [`finish`](Self::finish) then gives [`JobError::Cancelled`], unless it had ended before.
+    pub fn cancel(&self) {
+        self.canceller.cancel();
+    }
+
     /// A handle that cancels the job from elsewhere.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
+    }
+}
+
+/// `job.await` is [`Job::finish`].
+impl IntoFuture for Job {
+    type Output = Result<Vec<Picture>, JobError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.finish())
     }
 }
 

@@ -6,7 +6,8 @@
 //! place.
 //!
 //! # Layout
-//! - [`cluster`], [`job`]: [`Cluster`] and [`Job`], the API
+//! - [`cluster`], [`builder`], [`job`]: [`Cluster`], [`Builder`] and [`Job`], the API; `examples/embedded.rs` shows it
+//! - [`settings`]: settings → what a cluster is started with
 //! - [`logic`]: what the supervisor decides, without actors, clocks or IO
 //! - [`plan`]: how a replica makes a batch
 //! - `supervisor`, `worker`: the actors that carry the decisions out
@@ -33,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+pub mod builder;
 pub mod cluster;
 mod compute;
 pub mod error;
@@ -41,11 +43,13 @@ pub mod logic;
 pub mod memory;
 pub mod plan;
 mod run;
+pub mod settings;
 mod supervisor;
 mod told;
 mod worker;
 
-pub use board::{RankSpan, TraceLog};
+pub use board::{RankEvent, RankSpan, RankState, RankStatus, TraceLog};
+pub use builder::{BuildError, Builder};
 pub use cluster::{Cluster, EngineOptions, Parallel};
 pub use dg_flux as flux;
 pub use dg_flux::Picture;

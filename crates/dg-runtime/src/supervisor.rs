@@ -1,6 +1,6 @@
 //! The supervisor actor: queues jobs, starts workers, replaces lost ones.
 
-use crate::board::Board;
+use crate::board::{Board, RankState};
 use crate::compute::{self, Load};
 use crate::job::JobSpec;
 use crate::logic::queue::{Action, Event, JobId, Queue, WAITING_MAX};
@@ -226,6 +226,7 @@ impl State {
         let (load, board, tell) = (load.clone(), board.clone(), tell.clone());
         let args = compute::Arguments { id, load, threads: options.threads.get(), board, tell };
         let (worker, _) = Actor::spawn_linked(None, Worker, args, myself.get_cell()).await?;
+        self.args.board.set(rank, RankState::Loading);
         self.workers[rank] = Slot { life: self.lives, is_ready: false, worker: Some(worker) };
         Ok(())
     }

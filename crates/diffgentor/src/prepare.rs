@@ -73,14 +73,14 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
     };
     let plan = plan::plan(&rows, files, &settings, base, template).map_err(|e| refuse(&input, &e))?;
     plan.warnings.iter().for_each(log::warn_once);
-    let dtype = setup::dtype(&settings);
+    let dtype = engine::settings::dtype(&settings);
     let requests = plan.pictures.iter().map(|p| &p.request);
     let spread = layout::spread(&settings, repo.shape(), (dtype, Some(repo.held())), requests)?;
     announce(&settings, &spread);
     warn_idle(&settings, &repo, &spread);
     let options = engine::options(
         dtype,
-        setup::time_dtype(&settings),
+        engine::settings::time_dtype(&settings),
         setup::threads(&settings, spread.ranks() as u64),
         settings.switch_if_any(Key::EnableVaeTiling),
         parallel(&settings, &spread),

@@ -5,7 +5,6 @@ use crate::failure::Failure;
 use crate::log::EnvFilter;
 use crate::{log, machine};
 use dg_config::{EnvError, FileError, Key, Layers, Settings};
-use dg_core::{DType, TimeDtype};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -92,22 +91,6 @@ pub(crate) fn check_machine(settings: &Settings) -> Result<(), Failure> {
         asked(key)
     );
     Err(Failure::infeasible(message).hint("use --backend xdit or leave it out, or set every degree to 1"))
-}
-
-/// Format of the arithmetic; auto is float32 on a CPU.
-pub(crate) fn dtype(settings: &Settings) -> DType {
-    match settings.text(Key::Dtype) {
-        Some("bfloat16") => DType::Bfloat16,
-        _ => DType::Float32,
-    }
-}
-
-/// Format of time and guidance.
-pub(crate) fn time_dtype(settings: &Settings) -> TimeDtype {
-    match settings.text(Key::TimeDtype) {
-        Some("float32") => TimeDtype::Float32,
-        _ => TimeDtype::Model,
-    }
 }
 
 /// Threads of one of `ranks` ranks: as asked, or its share of the cores.

@@ -120,7 +120,7 @@ fn planned(
     let memory_bytes = Some(args.rank_memory.unwrap_or(machine.device.memory_bytes));
     let mut ask = Ask { memory_bytes, ..layout::ask(settings)? };
     let (mut search, mut scaling) = (None, None);
-    if let Some(ranks) = layout::ranks_to_fill(settings) {
+    if let Some(ranks) = crate::engine::settings::ranks_to_fill(settings) {
         let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
         let found = dg_plan::search(&work, ranks, &machine, &bounds);
         // without one that fits, the thriftiest tells by how much

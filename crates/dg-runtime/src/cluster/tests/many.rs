@@ -1,7 +1,7 @@
 //! Clusters of many ranks.
 
 use super::*;
-use crate::{JobError, RankSpan, job_plan};
+use crate::{JobError, RankSpan, RankState, job_plan};
 use dg_comm::{Block, BlockShape, Call, Class, Communicator, EventKind, Tag};
 use dg_core::ExitCode;
 use std::collections::BTreeMap;
@@ -357,4 +357,42 @@ async fn a_rank_that_cannot_load_is_named() {
     let options = EngineOptions { parallel, ..EngineOptions::default() };
     let error = Cluster::with_engine(Arc::new(load), known::flux_schnell(), options).await.err().unwrap();
     assert!(error.to_string().contains("rank 5 (replica 1, ulysses 1): out of memory"), "{error}");
+}
+
+#[tokio::test]
+async fn a_listener_sees_a_rank_die_and_come_back() {
+    let (cluster, _) = start(TWO).await;
+    let is = |rank: usize, state: RankState| cluster.status()[rank].state == state;
+    assert!(is(0, RankState::Idle) && is(1, RankState::Idle));
+    let mut events = cluster.rank_events();
+    let job = cluster.submit(vec![request("panic 1", 0)]);
+    assert!(matches!(end(job).await, Err(JobError::Panicked(_))));
+    assert_eq!(end(cluster.submit(vec![request("a", 3)])).await, Ok(vec![3]));
+    let mut of_one = Vec::new();
+    let expected = [
+        RankState::Busy { job: 0 },
+        RankState::Lost,
+        RankState::Loading,
+        RankState::Idle,
+        RankState::Busy { job: 1 },
+        RankState::Idle,
+    ];
+    while of_one.len() < expected.len() {
+        let event = timeout(SOON, events.recv()).await.expect("events come").unwrap();
+        if event.rank == 1 {
+            of_one.push(event.state);
+        }
+    }
+    assert_eq!(of_one, expected);
+    assert_eq!(cluster.status()[1].coords, [0, 0, 0, 0, 1]);
+}
+
+#[tokio::test]
+async fn a_job_can_be_awaited_and_cancelled() {
+    let (cluster, _) = start(TWO).await;
+    assert_eq!(cluster.submit(vec![request("a", 4)]).await.unwrap()[0].seed, Seed(4));
+    let job = cluster.submit(vec![request("dawdle", 0)]);
+    job.cancel();
+    assert_eq!(timeout(SOON, job.into_future()).await.expect("it ends soon"), Err(JobError::Cancelled));
+    assert_eq!(cluster.plan(&[request("a", 0)]).unwrap().layout, TWO);
 }

@@ -1,0 +1,132 @@
+//! Settings → what a cluster is started with.
+
+use crate::{EngineOptions, Parallel};
+use dg_config::{Key, Settings};
+use dg_core::{DType, TimeDtype};
+use dg_plan::{Ask, Balance, Layout, Pipeline};
+use std::num::NonZeroUsize;
+
+/// A `stage_balance` that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stage_balance `{0}`: expected time, memory, or the blocks of each stage, as in 14,14,14,15")]
+pub struct BadBalance(pub String);
+
+/// The degrees that settings name.
+pub fn degrees(settings: &Settings) -> Layout {
+    let degree = |key: Key| settings.integer(key) as u32;
+    Layout {
+        dp: degree(Key::DataParallelDegree),
+        cfg: 1 + u32::from(settings.switch(Key::UseCfgParallel)),
+        pp: degree(Key::PipefusionDegree),
+        ring: degree(Key::RingDegree),
+        ulysses: degree(Key::UlyssesDegree),
+    }
+}
+
+/// The number of ranks for which a layout is to be found: more than one, and no degree was given.
+pub fn ranks_to_fill(settings: &Settings) -> Option<u64> {
+    let keys = [Key::DataParallelDegree, Key::UlyssesDegree, Key::RingDegree, Key::PipefusionDegree];
+    let is_given = keys.iter().chain([&Key::UseCfgParallel]).any(|key| settings.is_asked(*key));
+    settings.integer_if_any(Key::NumGpus).filter(|n| *n > 1 && !is_given)
+}
+
+/// What settings ask for. Memory is not bounded.
+///
+/// # Errors
+/// [`BadBalance`].
+pub fn ask(settings: &Settings) -> Result<Ask, BadBalance> {
+    Ok(Ask {
+        num_gpus: settings.integer_if_any(Key::NumGpus),
+        patches: settings.integer_if_any(Key::NumPipelinePatch).map(|n| n as usize),
+        warmup: settings.integer(Key::WarmupSteps) as usize,
+        pipeline: match settings.text(Key::Pipeline) {
+            Some("exact") => Pipeline::Exact,
+            Some("stale") => Pipeline::Stale,
+            _ => Pipeline::Auto,
+        },
+        balance: balance(settings)?,
+        ..Ask::layout(degrees(settings))
+    })
+}
+
+/// How blocks are shared out: equal times, equal memory, or a list of their numbers.
+fn balance(settings: &Settings) -> Result<Balance, BadBalance> {
+    let text = settings.text(Key::StageBalance).unwrap_or("time").trim();
+    let list = || text.split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<usize>>>();
+    match text {
+        "time" => Ok(Balance::Time),
+        "memory" => Ok(Balance::Memory),
+        _ => list().map(Balance::Given).ok_or_else(|| BadBalance(text.into())),
+    }
+}
+
+/// Format of the arithmetic on CPU ranks.
+pub fn dtype(settings: &Settings) -> DType {
+    match settings.text(Key::Dtype) {
+        Some("bfloat16") => DType::Bfloat16,
+        _ => DType::Float32,
+    }
+}
+
+/// Format of time and guidance.
+pub fn time_dtype(settings: &Settings) -> TimeDtype {
+    match settings.text(Key::TimeDtype) {
+        Some("float32") => TimeDtype::Float32,
+        _ => TimeDtype::Model,
+    }
+}
+
+/// What a cluster is started with, on ranks as `ask` has them. Threads are those of the settings, or the processors
+/// shared out among the ranks.
+pub fn options(settings: &Settings, ask: Ask, trace: bool) -> EngineOptions {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let share = processors / usize::try_from(ask.layout.ranks()).unwrap_or(usize::MAX).max(1);
+    let threads = settings.integer_if_any(Key::Threads).map_or(share, |n| n as usize);
+    EngineOptions {
+        dtype: dtype(settings),
+        time_dtype: time_dtype(settings),
+        threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+        vae_tiling: settings.switch_if_any(Key::EnableVaeTiling),
+        release_encoders: false,
+        parallel: Parallel {
+            ask,
+            request_images: settings.integer(Key::NumImagesPerPrompt) as usize,
+            trace,
+            ..Parallel::default()
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dg_config::Layers;
+    use std::path::Path;
+
+    fn settings(toml: &str) -> Settings {
+        let mut layers = Layers::default();
+        layers.add_file(Path::new("a.toml"), toml).unwrap();
+        layers.resolve()
+    }
+
+    #[test]
+    fn a_file_says_how_a_cluster_is_started() {
+        let text = "[model]\ndtype = \"bfloat16\"\n[parallel]\nulysses_degree = 2\npipefusion_degree = 3\n\
+                    stage_balance = \"1, 2,3\"\nthreads = 5\n[generate]\nnum_images_per_prompt = 4\n";
+        let s = settings(text);
+        let options = options(&s, ask(&s).unwrap(), true);
+        assert_eq!((options.dtype, options.threads.get()), (DType::Bfloat16, 5));
+        assert_eq!((options.parallel.request_images, options.parallel.trace), (4, true));
+        let ask = options.parallel.ask;
+        assert_eq!(ask.layout, Layout { ulysses: 2, pp: 3, ..Layout::SERIAL });
+        assert_eq!(ask.balance, Balance::Given(vec![1, 2, 3]));
+        let bad = ask_of("[parallel]\nstage_balance = \"evenly\"\n").unwrap_err();
+        assert!(bad.to_string().contains("`evenly`"), "{bad}");
+        assert_eq!(ranks_to_fill(&settings("[parallel]\nnum_gpus = 4\n")), Some(4));
+        assert_eq!(ranks_to_fill(&settings("[parallel]\nnum_gpus = 4\nring_degree = 4\n")), None);
+    }
+
+    fn ask_of(toml: &str) -> Result<Ask, BadBalance> {
+        ask(&settings(toml))
+    }
+}
