@@ -297,7 +297,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const TEST_DATA_BYTES_MAX: u64 = 28_000_000;
 
 /// Floor of every crate that is shipped.
-const FLOORS: [(&str, u8); 12] = [
+const FLOORS: [(&str, u8); 13] = [
     ("dg-core", 0),
     ("dg-comm", 1),
     ("dg-config", 1),
@@ -307,6 +307,7 @@ const FLOORS: [(&str, u8); 12] = [
     ("dg-demo", 2),
     ("dg-flux", 2),
     ("dg-kernels", 2),
+    ("dg-net", 2),
     ("dg-runtime", 3),
     ("diffgentor", 4),
     ("dg-cluster", 4),
