@@ -4,9 +4,13 @@
 //! # Layout
 //! - [`identity`]: certificates, and what makes one acceptable
 //! - [`endpoint`]: QUIC endpoints on which both ends have proved who they are
+//! - [`join`]: how a node with a token gets its certificate
+//! - [`wire`]: small messages as bytes
 //! - [`plane`]: communicators between processes
 #![forbid(unsafe_code)]
 
 pub mod endpoint;
 pub mod identity;
+pub mod join;
 pub mod plane;
+pub mod wire;
