@@ -320,7 +320,8 @@ const BESIDE: [(&str, &str); 1] = [("dg-flux", "dg-kernels")];
 const DEV_CRATES: [&str; 3] = ["dg-bench", "dg-testkit", "diffgentor-tests"];
 
 /// A family of crates (`burn`, `burn-flex`, …) and who may name it.
-const RESTRICTED: [(&str, &[&str]); 15] = [
+const RESTRICTED: [(&str, &[&str]); 17] = [
+    ("bincode", &["dg-net"]),
     ("burn", &["dg-comm", "dg-cuda", "dg-flux", "dg-kernels"]),
     ("clap", &["dg-cluster", "diffgentor"]),
     ("cubecl", &["dg-cuda"]),
@@ -336,6 +337,7 @@ const RESTRICTED: [(&str, &[&str]); 15] = [
     ("tokenizers", &["dg-flux"]),
     ("toml", &["dg-config"]),
     ("ureq", &["dg-hub"]),
+    ("x509-parser", &["dg-net"]),
 ];
 
 /// Where unsafe code may stand.

@@ -166,9 +166,12 @@ pub const BYTES_MAX: usize = (64 << 10) - 1;
 /// The first byte of every message.
 pub const VERSION: u8 = 1;
 
-/// The limit makes the decoder refuse a length that cannot be in the message before it makes room for it.
+/// The decoder counts values by their size in memory, which for a number is up to 16 times that of its shortest form.
+/// It refuses what would come to more before it makes room for it.
+const DECODED_BYTES_MAX: usize = 16 * BYTES_MAX;
+
 const FORMAT: bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<BYTES_MAX>,
-> = bincode::config::standard().with_limit::<BYTES_MAX>();
+    bincode::config::Limit<DECODED_BYTES_MAX>,
+> = bincode::config::standard().with_limit::<DECODED_BYTES_MAX>();

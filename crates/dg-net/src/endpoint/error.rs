@@ -153,12 +153,13 @@ impl EndpointError {
             ConnectionError::TransportError(error) => {
                 Self::Untrusted { address, hint: alert_hint(error.code.into()), reason: error.to_string() }
             }
-            ConnectionError::TimedOut => Self::Refused {
+            ConnectionError::TimedOut => Self::Protocol {
                 address,
-                reason: "it fell silent".to_owned(),
-                hint: "is it running, and does UDP pass?",
+                reason: "it fell silent; hint: is it running, and does UDP pass?".to_owned(),
             },
-            other => Self::Protocol { address, reason: other.to_string() },
+            other => {
+                Self::Protocol { address, reason: format!("{other}; hint: the peer's log has the details") }
+            }
         }
     }
 }

@@ -26,10 +26,10 @@ pub use tls::{ALPN_CLUSTER, ALPN_JOIN};
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, EndpointConfig, TokioRuntime, TransportConfig};
+use quinn::{ClientConfig, Connection, ConnectionError, EndpointConfig, TokioRuntime, TransportConfig};
 use tokio::sync::mpsc;
 
 use crate::identity::{Admitted, Identity, Name, Passport, Role};
@@ -159,10 +159,14 @@ pub(crate) async fn dial(
 ) -> Result<Connection, EndpointError> {
     let connecting = socket.connect_with(config.clone(), address, &expected.domain());
     let connecting = connecting.map_err(|e| EndpointError::Address { address, reason: e.to_string() })?;
-    let connected = tokio::time::timeout(within, connecting).await;
-    connected
-        .map_err(|_| EndpointError::Unreachable { address, within })?
-        .map_err(|e| EndpointError::connection(address, e))
+    let begun = Instant::now();
+    match tokio::time::timeout(within, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Err(_) | Ok(Err(ConnectionError::TimedOut)) => {
+            Err(EndpointError::Unreachable { address, within: begun.elapsed() })
+        }
+        Ok(Err(error)) => Err(EndpointError::connection(address, error)),
+    }
 }
 
 /// A socket without a server. Its buffers are asked to be large, because bursts overrun the usual ones; the system may
