@@ -159,8 +159,10 @@ impl Gate {
             let mut stream =
                 connection.open_uni().await.map_err(|e| EndpointError::connection(address, e))?;
             let written = write_frame(&mut stream, &Welcome, within).await;
-            let written = written.and_then(|()| Ok(stream.finish().unwrap_or_default()));
-            written.map_err(|error| EndpointError::Protocol { address, reason: error.to_string() })
+            written.map_err(|error| EndpointError::Protocol { address, reason: error.to_string() })?;
+            // It fails only if the peer has ended the stream, which it will tell by ending the connection.
+            let _ = stream.finish();
+            Ok::<(), EndpointError>(())
         };
         let late = |_| EndpointError::Unreachable { address, within };
         tokio::time::timeout(within, welcomed).await.map_err(late)??;
