@@ -13,4 +13,5 @@ pub mod endpoint;
 pub mod identity;
 pub mod join;
 pub mod plane;
+mod quiet;
 pub mod wire;

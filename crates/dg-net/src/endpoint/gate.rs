@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Incoming, ServerConfig, TransportConfig};
@@ -14,6 +14,7 @@ use super::tls::{self, ALPN_CLUSTER, ALPN_JOIN};
 use super::{EndpointError, Options, Peer, certified};
 use crate::identity::{Admitted, Identity};
 use crate::join::JoinDesk;
+use crate::quiet::Quiet;
 use crate::wire::{Message, write_frame};
 
 /// Decides who comes in.
@@ -25,6 +26,7 @@ pub(super) struct Gate {
     /// While tokens are out.
     joining: Option<Arc<ServerConfig>>,
     options: Options,
+    quiet: Quiet,
     strict: Arc<ServerConfig>,
 }
 
@@ -57,6 +59,7 @@ impl Gate {
             handshakes: Arc::new(Semaphore::new(options.handshakes_max)),
             joining,
             options: options.clone(),
+            quiet: Quiet::default(),
             strict: server_config(strict, options, &transport)?,
         })
     }
@@ -86,8 +89,10 @@ impl Gate {
                 Ok(permit) => drop(tokio::spawn(self.clone().admit(incoming, permit, peers.clone()))),
                 Err(_) => {
                     incoming.refuse();
-                    let most = self.options.handshakes_max;
-                    tracing::warn!(%address, reason = %format!("{most} others are connecting"), "connection refused");
+                    if self.quiet.allows(Instant::now()) {
+                        let reason = format!("{} others are connecting", self.options.handshakes_max);
+                        tracing::warn!(%address, reason, "connection refused");
+                    }
                 }
             }
         }
@@ -101,7 +106,9 @@ impl Gate {
         peers: mpsc::Sender<Peer>,
     ) {
         let address = incoming.remote_address();
-        if let Err(error) = self.try_admit(incoming, address, peers).await {
+        if let Err(error) = self.try_admit(incoming, address, peers).await
+            && self.quiet.allows(Instant::now())
+        {
             tracing::warn!(%address, reason = %error, "connection refused");
         }
     }

@@ -3,7 +3,7 @@
 //! TLS 1.3 with certificates on both sides, all of one CA ([`identity`](crate::identity)). A [`Peer`] comes out of
 //! [`Listener::accept`] and [`Endpoint::connect`] only after its certificate was verified, its name read from it and its
 //! fingerprint found among those admitted; until then no stream of it is opened or read. Every refusal is one line in
-//! the log with the address and the reason.
+//! the log with the address and the reason (of more than a hundred in a second, only their number).
 //!
 //! In TLS 1.3 a client is done before the server has looked at its certificate. A listener therefore says welcome on a
 //! stream of its own, and `connect` returns when that has come: a peer that was refused learns it, with the reason.
@@ -11,6 +11,30 @@
 //! # Layout
 //! - [`Endpoint`], [`Listener`], [`Peer`]; [`Options`]: times and limits; [`EndpointError`]
 //! - `tls`: the configurations of rustls; `gate`: what happens to whoever knocks
+//!
+//! ```
+//! use dg_net::endpoint::{Endpoint, Options};
+//! use dg_net::identity::{Admitted, Ca, Name, Role};
+//! use std::time::SystemTime;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (now, options) = (SystemTime::now(), Options::default());
+//! let ca = Ca::create(now)?;
+//! let head = ca.issue(&Name::head(), Role::Head, now)?;
+//! let node = ca.issue(&Name::parse("node-1")?, Role::Node, now)?;
+//!
+//! let loopback = "127.0.0.1:0".parse()?;
+//! let (endpoint, mut listener) =
+//!     Endpoint::listener(loopback, &head, Admitted::everyone(), None, options.clone())?;
+//! let dialer = Endpoint::dialer(loopback, &node, Admitted::everyone(), options)?;
+//! let to_head = dialer.connect(endpoint.local_addr()?, &Name::head()).await?;
+//! let to_node = listener.accept().await.ok_or("closed")?;
+//! assert_eq!(to_node.name().as_str(), "node-1");
+//! assert_eq!(to_head.role(), Role::Head);
+//! # Ok(())
+//! # }
+//! ```
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
 mod error;

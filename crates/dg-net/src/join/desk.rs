@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use quinn::{Connection, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -13,6 +13,7 @@ use super::token::SECRET_BYTES;
 use super::{Answer, Ask, JoinToken};
 use crate::endpoint::tls::provider;
 use crate::identity::{Admitted, Ca, IdentityError, Name, Passport};
+use crate::quiet::Quiet;
 use crate::wire::{WireError, read_frame, write_frame};
 
 /// Gives certificates to those who bring a token. The tokens are in memory: a head that is started again knows none.
@@ -20,13 +21,14 @@ use crate::wire::{WireError, read_frame, write_frame};
 pub struct JoinDesk {
     admitted: Admitted,
     ca: Ca,
+    quiet: Quiet,
     rules: Mutex<Rules>,
 }
 
 impl JoinDesk {
     /// `admitted` is the list on which new certificates go.
     pub fn new(ca: Ca, admitted: Admitted) -> Arc<Self> {
-        Arc::new(Self { admitted, ca, rules: Mutex::default() })
+        Arc::new(Self { admitted, ca, quiet: Quiet::default(), rules: Mutex::default() })
     }
 
     /// Makes a token for the node `name`, or for any name that is free. `host` and `port` are where nodes reach the head.
@@ -60,7 +62,9 @@ impl JoinDesk {
     /// One question, one answer.
     pub(crate) async fn serve(self: &Arc<Self>, connection: &Connection, within: Duration) {
         let address = connection.remote_address();
-        if let Err(error) = self.try_serve(connection, within).await {
+        if let Err(error) = self.try_serve(connection, within).await
+            && self.quiet.allows(Instant::now())
+        {
             tracing::warn!(%address, reason = %error, "join refused");
         }
         connection.close(VarInt::from_u32(0), b"end");
@@ -77,7 +81,9 @@ impl JoinDesk {
             let decide = move || desk.decide(&ask, address.ip(), SystemTime::now());
             let answer = tokio::task::spawn_blocking(decide).await;
             let answer = answer.unwrap_or(Answer::Refused(Refusal::Failed));
-            if let Answer::Refused(reason) = answer {
+            if let Answer::Refused(reason) = answer
+                && self.quiet.allows(Instant::now())
+            {
                 tracing::warn!(%address, %reason, "join refused");
             }
             write_frame(&mut send, &answer, within).await?;

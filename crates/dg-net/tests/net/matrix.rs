@@ -64,7 +64,8 @@ async fn certificates_that_tls_refuses() {
 async fn certificates_that_are_no_passport() {
     let rig = Rig::new();
     let shown = |edit: fn(&mut CertificateParams)| raw(&rig.forge, Some(rig.forge.shown("node-1", edit)));
-    let cases: [(&str, fn(&mut CertificateParams), &str); 7] = [
+    type Edit = fn(&mut CertificateParams);
+    let cases: [(&str, Edit, &str); 7] = [
         ("wrong SAN", |params| names(params, &["node-1.example"]), "is for `node-1.example`"),
         ("no SAN", |params| names(params, &[]), "has not exactly one name"),
         ("two", |params| names(params, &["a.dg-cluster", "b.dg-cluster"]), "has not exactly one name"),
