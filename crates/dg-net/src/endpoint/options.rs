@@ -18,7 +18,7 @@ pub struct Options {
     /// How many peers may be proving who they are. Beyond half of them an address must show that it can receive.
     pub handshakes_max: usize,
     /// A peer that is silent for so long is gone. The death of a process is noticed after this and at most one
-    /// `keep_alive`.
+    /// `keep_alive`. Nobody at an address is noticed after three seconds: QUIC waits at least three of its probe times.
     pub idle_timeout: Duration,
     /// How often a silent connection says that it lives.
     pub keep_alive: Duration,

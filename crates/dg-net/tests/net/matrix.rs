@@ -50,13 +50,13 @@ async fn certificates_that_tls_refuses() {
     let shown = |edit: fn(&mut CertificateParams)| raw(&rig.forge, Some(rig.forge.shown("node-1", edit)));
     // The stranger trusts our CA, but shows a certificate of its own.
     let other = raw(&rig.forge, Some(Forge::new().shown("node-1", |_| ())));
-    refused(&rig, "other CA", other, "certificate", "not trusted: ").await;
+    refused(&rig, "other CA", other, "invalid peer certificate", "BadSignature").await;
     let expired = shown(|params| params.not_after = date_time_ymd(2020, 1, 1));
     refused(&rig, "expired", expired, "expired", "expired").await;
     let early = shown(|params| params.not_before = date_time_ymd(2095, 1, 1));
     refused(&rig, "not yet valid", early, "not valid yet", "not valid yet").await;
     let server = shown(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
-    refused(&rig, "wrong EKU", server, "certificate", "certificate").await;
+    refused(&rig, "wrong EKU", server, "extended key usage", "extended key usage for client").await;
     rig.serves().await;
 }
 
