@@ -297,7 +297,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const TEST_DATA_BYTES_MAX: u64 = 28_000_000;
 
 /// Floor of every crate that is shipped.
-const FLOORS: [(&str, u8); 12] = [
+const FLOORS: [(&str, u8); 13] = [
     ("dg-core", 0),
     ("dg-comm", 1),
     ("dg-config", 1),
@@ -307,6 +307,7 @@ const FLOORS: [(&str, u8); 12] = [
     ("dg-demo", 2),
     ("dg-flux", 2),
     ("dg-kernels", 2),
+    ("dg-net", 2),
     ("dg-runtime", 3),
     ("diffgentor", 4),
     ("dg-cluster", 4),
@@ -319,7 +320,8 @@ const BESIDE: [(&str, &str); 1] = [("dg-flux", "dg-kernels")];
 const DEV_CRATES: [&str; 3] = ["dg-bench", "dg-testkit", "diffgentor-tests"];
 
 /// A family of crates (`burn`, `burn-flex`, …) and who may name it.
-const RESTRICTED: [(&str, &[&str]); 15] = [
+const RESTRICTED: [(&str, &[&str]); 17] = [
+    ("bincode", &["dg-net"]),
     ("burn", &["dg-comm", "dg-cuda", "dg-flux", "dg-kernels"]),
     ("clap", &["dg-cluster", "diffgentor"]),
     ("cubecl", &["dg-cuda"]),
@@ -335,6 +337,7 @@ const RESTRICTED: [(&str, &[&str]); 15] = [
     ("tokenizers", &["dg-flux"]),
     ("toml", &["dg-config"]),
     ("ureq", &["dg-hub"]),
+    ("x509-parser", &["dg-net"]),
 ];
 
 /// Where unsafe code may stand.

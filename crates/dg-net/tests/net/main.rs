@@ -1,0 +1,10 @@
+//! Who is let in, who is not, and that the reason is told.
+
+mod identity;
+mod join;
+mod matrix;
+mod old_tls;
+mod peers;
+#[allow(dead_code, reason = "the other suite uses the rest")]
+#[path = "../support/mod.rs"]
+mod support;
