@@ -198,7 +198,7 @@ impl Field {
         let mut found: Vec<u32> = Vec::new();
         for item in list.iter() {
             let DeValue::Integer(n) = item.get_ref() else { return Err(self.bad("this list")) };
-            let number: Option<u32> = n.as_str().parse().ok().filter(|n| u64::from(*n) <= high);
+            let number = u32::from_str_radix(n.as_str(), n.radix()).ok().filter(|n| u64::from(*n) <= high);
             let number = number.ok_or_else(|| self.bad(n.as_str()))?;
             if found.contains(&number) {
                 return Err(format!("{} has {number} twice", self.name));

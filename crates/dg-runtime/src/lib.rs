@@ -8,6 +8,7 @@
 //! # Layout
 //! - [`cluster`], [`job`]: [`Cluster`] and [`Job`], the API
 //! - [`logic`]: what the supervisor decides, without actors, clocks or IO
+//! - [`asked`]: settings → the work and the layout that they ask for
 //! - [`plan`]: how a replica makes a batch
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
@@ -32,6 +33,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod board;
 pub mod cluster;
 mod compute;

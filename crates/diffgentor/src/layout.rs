@@ -4,13 +4,14 @@ use crate::engine::{self, EngineOptions, MemoryNeed};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::models;
-use dg_config::{Key, Origin, Settings};
+use dg_config::{Key, Settings};
 use dg_core::{DType, GenerateRequest, ImageSize, ModelShape, PipeFusion};
 use dg_flux::ModelRepo;
 use dg_plan::{
-    Ask, Balance, Bounds, Candidate, Cause, Layout, Links, Machine, Passes, Pipeline, Plan, Refusal, Search,
+    Ask, Bounds, Candidate, Cause, Layout, Links, Machine, Passes, Pipeline, Plan, Refusal, Search,
     WeightBytes, Work, known, machine,
 };
+use dg_runtime::asked;
 
 /// How a run is spread.
 pub(crate) struct Spread {
@@ -22,72 +23,20 @@ pub(crate) struct Spread {
     pub(crate) search: Option<Search>,
 }
 
-/// The degrees that settings name.
-fn degrees(settings: &Settings) -> Layout {
-    let degree = |key: Key| settings.integer(key) as u32;
-    Layout {
-        dp: degree(Key::DataParallelDegree),
-        cfg: 1 + u32::from(settings.switch(Key::UseCfgParallel)),
-        pp: degree(Key::PipefusionDegree),
-        ring: degree(Key::RingDegree),
-        ulysses: degree(Key::UlyssesDegree),
-    }
-}
-
-/// What settings ask for. Memory is not bounded.
-pub(crate) fn ask(settings: &Settings) -> Result<Ask, Failure> {
-    Ok(Ask {
-        num_gpus: settings.integer_if_any(Key::NumGpus),
-        patches: settings.integer_if_any(Key::NumPipelinePatch).map(|n| n as usize),
-        warmup: settings.integer(Key::WarmupSteps) as usize,
-        pipeline: match settings.text(Key::Pipeline) {
-            Some("exact") => Pipeline::Exact,
-            Some("stale") => Pipeline::Stale,
-            _ => Pipeline::Auto,
-        },
-        balance: balance(settings)?,
-        ..Ask::layout(degrees(settings))
-    })
-}
-
-/// How blocks are shared out: equal times, equal memory, or a list of their numbers.
-fn balance(settings: &Settings) -> Result<Balance, Failure> {
-    let text = settings.text(Key::StageBalance).unwrap_or("time").trim();
-    let list = || text.split(',').map(|n| n.trim().parse().ok()).collect::<Option<Vec<usize>>>();
-    match text {
-        "time" => Ok(Balance::Time),
-        "memory" => Ok(Balance::Memory),
-        _ => list().map(Balance::Given).ok_or_else(|| {
-            let origin = settings.origin(Key::StageBalance);
-            let message = format!(
-                "stage_balance `{text}`{}: expected time, memory, or the blocks of each stage",
-                origin.map(|o| format!(" ({o})")).unwrap_or_default()
-            );
-            let failure = match origin {
-                Some(Origin::Flag) => Failure::usage(message),
-                _ => Failure::config(message),
-            };
-            failure.hint("write the numbers of blocks with commas, as in 14,14,14,15")
-        }),
-    }
-}
-
 /// The number of ranks for which a layout is to be found: more than one, and no degree was given.
 pub(crate) fn ranks_to_fill(settings: &Settings) -> Option<u64> {
-    let keys = [Key::DataParallelDegree, Key::UlyssesDegree, Key::RingDegree, Key::PipefusionDegree];
-    let is_given = keys.iter().chain([&Key::UseCfgParallel]).any(|key| settings.is_asked(*key));
-    settings.integer_if_any(Key::NumGpus).filter(|n| *n > 1 && !is_given)
+    settings.integer_if_any(Key::NumGpus).filter(|n| *n > 1 && !asked::has_degrees(settings))
 }
 
 /// Ranks of the run.
 pub(crate) fn ranks(settings: &Settings) -> u64 {
-    settings.integer_if_any(Key::NumGpus).unwrap_or_else(|| degrees(settings).ranks())
+    settings.integer_if_any(Key::NumGpus).unwrap_or_else(|| asked::degrees(settings).ranks())
 }
 
 /// Refuses degrees whose product is not the number of ranks. The model need not be there: it serves only to offer
 /// layouts, and FLUX.1-dev stands in for one that cannot be read.
 pub(crate) fn check_product(settings: &Settings) -> Result<(), Failure> {
-    let ask = ask(settings)?;
+    let ask = asked::ask(settings)?;
     let is_filled = ask.num_gpus.is_none_or(|n| n == ask.layout.ranks());
     if is_filled || ranks_to_fill(settings).is_some() {
         return Ok(());
@@ -123,7 +72,7 @@ pub(crate) fn spread<'a>(
     requests: impl Iterator<Item = &'a GenerateRequest>,
 ) -> Result<Spread, Failure> {
     let works = works(settings, shape, formats, requests);
-    let mut ask = ask(settings)?;
+    let mut ask = asked::ask(settings)?;
     let mut search = None;
     if let Some(ranks) = ranks_to_fill(settings) {
         let (layout, found) = find(&works, &ask, ranks)?;
