@@ -116,19 +116,19 @@ fn nodes_and_degrees_must_fit_together() {
         (format!("{NODE}{NODE}"), "5:8", "two nodes are called `a`, the first in line 1", "name of its own"),
         (
             format!("{two}[parallel]\nulysses_degree = 2\n"),
-            "11:1",
+            "12:1",
             "need 2 ranks, the nodes have 4",
             "`data_parallel_degree = 2`",
         ),
         (
             format!("{two}[parallel]\nulysses_degree = 3\n"),
-            "11:1",
+            "12:1",
             "3 × 1 × 1 × 1 × 1 = 3, 2 + 2 = 4",
             "change the degrees",
         ),
         (
             format!("{two}[parallel]\nnum_gpus = 8\n"),
-            "11:1",
+            "12:1",
             "num_gpus = 8, but the nodes have 4",
             "num_gpus = 4",
         ),
