@@ -178,7 +178,7 @@ impl Placed {
                 (NodeDevice::Cuda { model, .. }, None) => machine::device(model),
                 (NodeDevice::Cpu, None) => None,
             };
-            node.memory.or(gpu.map(|gpu| gpu.memory_bytes))
+            node.memory.or_else(|| gpu.map(|gpu| gpu.memory_bytes))
         };
         self.nodes.iter().filter_map(of).min()
     }

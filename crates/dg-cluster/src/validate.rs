@@ -88,7 +88,8 @@ fn layout(file: &ClusterFile, placed: &Placed) -> String {
 fn rules(file: &ClusterFile) -> String {
     let (c, f, s) = (&file.cluster, &file.failure, &file.security);
     let t = duration_text;
-    let state = c.state_dir.as_ref().map_or("the usual place".to_string(), |dir| dir.display().to_string());
+    let usual = || "the usual place".to_string();
+    let state = c.state_dir.as_ref().map_or_else(usual, |dir| dir.display().to_string());
     format!(
         "head       listens on {}, state in {state}, hosts joined by {}\n\
          silence    sign of life each {}, connection lost after {}, lease {}\n\
