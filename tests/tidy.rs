@@ -357,12 +357,14 @@ const ROOT: [&str; 10] = [
     "tests",
 ];
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 11] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
     "docs/architecture.md",
     "docs/cli.md",
+    "docs/cluster-cli.md",
+    "docs/cluster.md",
     "docs/demo-model.md",
     "docs/models.md",
     "docs/numerics.md",

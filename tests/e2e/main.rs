@@ -1,6 +1,7 @@
-//! The program as a person runs it.
+//! The programs as a person runs them.
 
 mod args;
+mod cluster;
 mod config;
 mod hub;
 mod output;

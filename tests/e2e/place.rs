@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dg_testkit::Output;
-use dg_testkit::program::{command, finish};
+use dg_testkit::program::{cluster_bin, command, command_of, finish};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -43,6 +43,13 @@ impl Place {
     pub(crate) fn run_with(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
         let mut command = self.command(args);
         command.envs(env.iter().copied());
+        finish(command.spawn().expect("the program was just built"), TIMEOUT)
+    }
+
+    /// Runs `dg-cluster`.
+    pub(crate) fn cluster(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
+        let mut command = command_of(cluster_bin(), args, self.0.path());
+        command.env("NO_COLOR", "1").envs(env.iter().copied());
         finish(command.spawn().expect("the program was just built"), TIMEOUT)
     }
 

@@ -273,7 +273,8 @@ fn configurations() -> Vec<(String, PathBuf)> {
     let paths = folder.map(|entry| entry.expect("a readable folder").path());
     let named = paths.filter_map(|path| {
         let name = path.file_name()?.to_str()?.to_owned();
-        (name.contains("-gpu-") && name.ends_with(".toml")).then_some((name, path))
+        let is_layout = name.starts_with(|c: char| c.is_ascii_digit()) && name.ends_with(".toml");
+        is_layout.then_some((name, path))
     });
     let mut all: Vec<_> = named.collect();
     all.sort();

@@ -1,5 +1,8 @@
 //! TOML → checked values. Every refusal shows the line.
 
+use crate::cluster::ClusterFile;
+use crate::fields::CLUSTER_SECTIONS;
+use crate::section::{Section, header};
 use crate::setting::{Kind, Setting, Value};
 use crate::suggest;
 use crate::table::{self, Key, SECTIONS};
@@ -17,6 +20,8 @@ pub struct FileEntry {
     pub value: Value,
     /// Line, from 1.
     pub line: usize,
+    /// Where its key stands in the text.
+    pub(crate) at: Range<usize>,
 }
 
 /// A TOML file that cannot be used; displayed with the line and a mark under the place.
@@ -37,8 +42,14 @@ pub struct FileError {
     pub hint: Option<String>,
 }
 
-/// Reads the text of the file at `path`. A relative `[model] path` starts at the file's folder.
+/// Reads the settings of a file. The sections of a cluster are checked, and otherwise left alone. A relative `[model]
+/// path` starts at the file's folder.
 pub fn read(path: &Path, text: &str) -> Result<Vec<FileEntry>, FileError> {
+    document(path, text).map(|file| file.entries)
+}
+
+/// Reads all sections of a file.
+pub(crate) fn document(path: &Path, text: &str) -> Result<ClusterFile, FileError> {
     let reader = Reader { path, text };
     let root = DeTable::parse(text).map_err(|e| {
         let message = e.message().lines().next().unwrap_or("not TOML").to_string();
@@ -46,10 +57,15 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<FileEntry>, FileError> {
                     see docs/cli.md";
         reader.error(e.span().unwrap_or(0..0), message, Some(form.into()))
     })?;
-    let mut entries = Vec::new();
+    let (mut entries, mut nodes) = (Vec::new(), Vec::new());
+    let mut once = ["cluster", "failure", "security"].map(|name| Section::absent(&reader, name));
     for (section, value) in root.get_ref() {
         let name = section.get_ref().as_ref();
-        if !SECTIONS.contains(&name) {
+        if name == "node" {
+            nodes = reader.nodes(section.span(), value)?;
+            continue;
+        }
+        if !SECTIONS.contains(&name) && !CLUSTER_SECTIONS.contains(&name) {
             return Err(reader.unknown_section(section.span(), name));
         }
         let DeValue::Table(values) = value.get_ref() else {
@@ -57,21 +73,44 @@ pub fn read(path: &Path, text: &str) -> Result<Vec<FileEntry>, FileError> {
             let hint = format!("write `[{name}]` on a line of its own, and its keys below");
             return Err(reader.error(section.span(), message, Some(hint)));
         };
+        if let Some(place) = once.iter_mut().find(|s| s.is_named(name)) {
+            *place = Section::read(&reader, place.name(), section.span(), values)?;
+            continue;
+        }
         for (key, value) in values {
             let entry = reader.entry(name, key.get_ref(), key.span(), value)?;
             reader.refuse_second(&entries, &entry, key.span())?;
             entries.push(entry);
         }
     }
-    Ok(entries)
+    let [cluster, failure, security] = &once;
+    ClusterFile::build(&reader, entries, [cluster, failure, security], &nodes)
 }
 
-struct Reader<'a> {
-    path: &'a Path,
-    text: &'a str,
+pub(crate) struct Reader<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) text: &'a str,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// The tables of `[[node]]`.
+    fn nodes<'r>(
+        &'r self,
+        at: Range<usize>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Vec<Section<'r, 'a>>, FileError> {
+        let refuse = |at: Range<usize>| {
+            let hint = "write `[[node]]`, with two brackets, before the keys of each node".to_string();
+            self.error(at, "`node` is a list of sections: expected `[[node]]`".into(), Some(hint))
+        };
+        let DeValue::Array(list) = value.get_ref() else { return Err(refuse(at)) };
+        let one = |item: &Spanned<DeValue<'_>>| match item.get_ref() {
+            DeValue::Table(table) => Section::read(self, "node", item.span(), table),
+            _ => Err(refuse(item.span())),
+        };
+        list.iter().map(one).collect()
+    }
+
     fn entry(
         &self,
         section: &str,
@@ -81,7 +120,7 @@ impl Reader<'_> {
     ) -> Result<FileEntry, FileError> {
         let line = self.line(at.start);
         if (section, name) == ("model", "path") {
-            return Ok(FileEntry { key: Key::ModelName, value: self.model_path(value)?, line });
+            return Ok(FileEntry { key: Key::ModelName, value: self.model_path(value)?, line, at });
         }
         let Some(key) = Key::in_section(section, name) else {
             return Err(self.unknown_key(section, name, at));
@@ -96,7 +135,7 @@ impl Reader<'_> {
         };
         let value = checked
             .map_err(|e| self.error(value.span(), e.to_string(), Some(form(setting, value.get_ref()))))?;
-        Ok(FileEntry { key, value, line })
+        Ok(FileEntry { key, value, line, at })
     }
 
     /// `[model] path` as a name that can only be a path.
@@ -106,12 +145,16 @@ impl Reader<'_> {
             let message = "path does not accept this: expected text".to_string();
             return Err(self.error(value.span(), message, Some(hint)));
         };
+        Ok(Value::Text(self.beside(text).to_string_lossy().into_owned()))
+    }
+
+    /// A path that can only be a path: a relative one starts at the file's folder.
+    pub(crate) fn beside(&self, text: &str) -> PathBuf {
         if text.starts_with('~') {
-            return Ok(Value::Text(text.to_string()));
+            return text.into();
         }
-        let path = self.path.parent().unwrap_or_else(|| Path::new("")).join(text.as_ref());
-        let path = if path.is_absolute() { path } else { Path::new(".").join(path) };
-        Ok(Value::Text(path.to_string_lossy().into_owned()))
+        let path = self.path.parent().unwrap_or_else(|| Path::new("")).join(text);
+        if path.is_absolute() { path } else { Path::new(".").join(path) }
     }
 
     fn refuse_second(
@@ -126,12 +169,13 @@ impl Reader<'_> {
     }
 
     fn unknown_section(&self, at: Range<usize>, name: &str) -> FileError {
-        let hint = match (suggest::closest(name, SECTIONS), Key::named(name)) {
-            (Some(near), _) => format!("did you mean `[{near}]`?"),
+        let all = || SECTIONS.into_iter().chain(CLUSTER_SECTIONS);
+        let hint = match (suggest::closest(name, all()), Key::named(name)) {
+            (Some(near), _) => format!("did you mean `{}`?", header(near)),
             (None, Some(key)) if !key.setting().section.is_empty() => {
                 format!("`{name}` belongs under `[{}]`", key.setting().section)
             }
-            _ => format!("the sections are {}", SECTIONS.map(|s| format!("[{s}]")).join(", ")),
+            _ => format!("the sections are {}", all().map(header).collect::<Vec<_>>().join(", ")),
         };
         self.error(at, format!("unknown section or key `{name}`"), Some(hint))
     }
@@ -152,7 +196,7 @@ impl Reader<'_> {
         self.error(at, format!("unknown key `{name}` in [{section}]"), Some(hint))
     }
 
-    fn error(&self, at: Range<usize>, message: String, hint: Option<String>) -> FileError {
+    pub(crate) fn error(&self, at: Range<usize>, message: String, hint: Option<String>) -> FileError {
         let at = self.text.floor_char_boundary(at.start)..self.text.floor_char_boundary(at.end);
         let line = self.line(at.start);
         let start = self.text[..at.start].rfind('\n').map_or(0, |i| i + 1);
@@ -167,7 +211,16 @@ impl Reader<'_> {
         FileError { path: self.path.into(), line, column, message, snippet, hint }
     }
 
-    fn line(&self, at: usize) -> usize {
+    /// An error about a whole line.
+    pub(crate) fn error_in_line(&self, line: usize, message: String, hint: impl Into<String>) -> FileError {
+        let before = self.text.split_inclusive('\n').take(line.saturating_sub(1));
+        let start: usize = before.map(str::len).sum();
+        let source = self.text[start..].lines().next().unwrap_or("");
+        let indent = source.len() - source.trim_start().len();
+        self.error(start + indent..start + source.trim_end().len(), message, Some(hint.into()))
+    }
+
+    pub(crate) fn line(&self, at: usize) -> usize {
         self.text[..self.text.floor_char_boundary(at)].matches('\n').count() + 1
     }
 }

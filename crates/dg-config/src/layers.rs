@@ -1,7 +1,8 @@
 //! Which value wins: built-in < model < TOML < environment < recorded picture < flags.
 
+use crate::cluster::ClusterFile;
 use crate::env::{self, EnvError};
-use crate::file::{self, FileError};
+use crate::file::{self, FileEntry, FileError};
 use crate::setting::{BadValue, Value};
 use crate::table::{Key, SETTINGS};
 use dg_core::{GenerationDefaults, Recipe};
@@ -59,12 +60,20 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Adds the text of a TOML file.
+    /// Adds the text of a TOML file. The sections of a cluster are checked, and ignored.
     pub fn add_file(&mut self, path: &Path, text: &str) -> Result<(), FileError> {
-        for e in file::read(path, text)? {
-            self.entries.push((e.key, e.value, Origin::File { path: path.into(), line: e.line }));
-        }
+        self.add_entries(path, &file::read(path, text)?);
         Ok(())
+    }
+
+    /// Adds the settings of a file that was read as a cluster's.
+    pub fn add_cluster_file(&mut self, file: &ClusterFile) {
+        self.add_entries(&file.path, &file.entries);
+    }
+
+    fn add_entries(&mut self, path: &Path, entries: &[FileEntry]) {
+        let origin = |line| Origin::File { path: path.into(), line };
+        self.entries.extend(entries.iter().map(|e| (e.key, e.value.clone(), origin(e.line))));
     }
 
     /// Adds the settings of an environment.

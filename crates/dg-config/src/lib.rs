@@ -9,6 +9,8 @@
 //! - [`table`]: [`Key`] and the table of all settings
 //! - [`mod@file`]: TOML → values; errors show the line
 //! - [`mod@env`]: `DG_*` → values
+//! - [`cluster`], [`node`], [`mesh`]: the sections of a cluster in the same file, as [`ClusterFile`]
+//! - [`field`], [`fields`]: the table of their keys; [`units`]: times, memory and addresses as people write them
 //! - [`layers`]: [`Layers`], the precedence built-in < model < TOML < environment < flags
 //! - [`suggest`]: "did you mean"
 //!
@@ -26,15 +28,25 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod env;
+pub mod field;
+pub mod fields;
 pub mod file;
 pub mod layers;
+pub mod mesh;
+pub mod node;
+mod section;
 pub mod setting;
 pub mod suggest;
 pub mod table;
+pub mod units;
 
+pub use cluster::ClusterFile;
 pub use env::EnvError;
 pub use file::FileError;
 pub use layers::{BadDefault, Layers, Origin, Settings};
+pub use node::{Launch, Node, NodeDevice};
 pub use setting::{BadValue, Kind, Setting, Value};
 pub use table::{Key, SETTINGS};
+pub use units::Address;

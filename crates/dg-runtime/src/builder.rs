@@ -1,6 +1,6 @@
 //! [`Builder`]: a cluster from a model, a file of settings, or a few words.
 
-use crate::settings::{self, BadBalance};
+use crate::asked::{self, BadBalance};
 use crate::{Cluster, StartError};
 use dg_config::{FileError, Key, Layers, Value};
 use dg_core::ImageSize;
@@ -63,7 +63,7 @@ impl BuildError {
         match self {
             Self::Io { .. } => Some("check the path and its permissions".into()),
             Self::File(e) => e.hint.clone(),
-            Self::Balance(_) => None,
+            Self::Balance(e) => Some(e.hint()),
             Self::NoModel(_) => {
                 Some("give it with Builder::model, or a folder in diffusers layout as `[model] path`".into())
             }
@@ -140,11 +140,11 @@ impl Builder {
     /// # Errors
     /// [`BuildError`], before any weight is read if the layout cannot run.
     pub async fn start(self) -> Result<Cluster, BuildError> {
-        let asked = self.layers.resolve();
+        let settings = self.layers.resolve();
         let (source, id) = match self.model {
             Some(model) => model,
             None => {
-                let name = asked.text(Key::ModelName).unwrap_or_default().to_string();
+                let name = settings.text(Key::ModelName).unwrap_or_default().to_string();
                 let folder = PathBuf::from(&name);
                 if !folder.is_dir() {
                     return Err(BuildError::NoModel(name));
@@ -153,17 +153,17 @@ impl Builder {
             }
         };
         let repo = ModelRepo::open(source, &id)?;
-        let mut ask = settings::ask(&asked)?;
-        if let Some(ranks) = settings::ranks_to_fill(&asked) {
-            ask.layout = best(&repo, &asked, ranks, &ask)?;
+        let mut ask = asked::ask(&settings)?;
+        if let Some(ranks) = asked::ranks_to_fill(&settings) {
+            ask.layout = best(&repo, &settings, ranks, &ask)?;
         }
         if let Some(have) = ask.num_gpus.filter(|n| *n != ask.layout.ranks()) {
-            return Err(refused(&repo, &asked, &ask).unwrap_or_else(|| {
+            return Err(refused(&repo, &settings, &ask).unwrap_or_else(|| {
                 let reason = format!("the degrees need {}", ask.layout.ranks());
                 BuildError::NoLayout { ranks: have, reason }
             }));
         }
-        let options = settings::options(&asked, ask, self.trace);
+        let options = asked::options(&settings, ask, self.trace);
         Ok(Cluster::start(repo, options).await?)
     }
 }
@@ -178,7 +178,7 @@ fn work(repo: &ModelRepo, settings: &dg_config::Settings) -> Option<Work> {
         request_images: images,
         batch: settings.integer(Key::BatchSize) as usize,
         true_cfg: settings.number(Key::TrueCfgScale) > 1.0 && settings.text(Key::NegativePrompt).is_some(),
-        dtype: settings::dtype(settings),
+        dtype: asked::dtype(settings),
         weights: Some(repo.held()),
         ..Work::one(repo.shape().clone(), size)
     })

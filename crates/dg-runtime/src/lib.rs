@@ -7,8 +7,8 @@
 //!
 //! # Layout
 //! - [`cluster`], [`builder`], [`job`]: [`Cluster`], [`Builder`] and [`Job`], the API; `examples/embedded.rs` shows it
-//! - [`settings`]: settings → what a cluster is started with
 //! - [`logic`]: what the supervisor decides, without actors, clocks or IO
+//! - [`asked`]: settings → the work and the layout that they ask for
 //! - [`plan`]: how a replica makes a batch
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
@@ -33,6 +33,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod asked;
 pub mod board;
 pub mod builder;
 pub mod cluster;
@@ -43,7 +44,6 @@ pub mod logic;
 pub mod memory;
 pub mod plan;
 mod run;
-pub mod settings;
 mod supervisor;
 mod told;
 mod worker;

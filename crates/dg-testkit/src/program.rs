@@ -30,18 +30,31 @@ impl Output {
 /// The `diffgentor` program of the profile that the running test was built with. It is brought up to date once.
 pub fn diffgentor_bin() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let profile_dir = profile_dir();
-        build(&profile_dir);
-        let program = profile_dir.join(format!("diffgentor{}", std::env::consts::EXE_SUFFIX));
-        assert!(program.is_file(), "cargo build left no {}", program.display());
-        program
-    })
+    PROGRAM.get_or_init(|| built("diffgentor"))
 }
 
-/// A `Command` for the program in `dir`, without the settings that the environment may hold for it.
+/// The `dg-cluster` program, likewise.
+pub fn cluster_bin() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| built("dg-cluster"))
+}
+
+fn built(name: &str) -> PathBuf {
+    let profile_dir = profile_dir();
+    build(&profile_dir, name);
+    let program = profile_dir.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(program.is_file(), "cargo build left no {}", program.display());
+    program
+}
+
+/// A `Command` for `diffgentor` in `dir`, without the settings that the environment may hold for it.
 pub fn command<S: AsRef<OsStr>>(args: &[S], dir: &Path) -> Command {
-    let mut command = Command::new(diffgentor_bin());
+    command_of(diffgentor_bin(), args, dir)
+}
+
+/// The same for any of the programs.
+pub fn command_of<S: AsRef<OsStr>>(program: &Path, args: &[S], dir: &Path) -> Command {
+    let mut command = Command::new(program);
     command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     for (name, _) in std::env::vars_os() {
         let known = name.to_string_lossy();
@@ -104,14 +117,14 @@ fn profile_dir() -> PathBuf {
 
 /// Builds with the features that the whole workspace selects, as `cargo test --workspace` does: nothing is built
 /// twice after it, and a program older than its source is never tested.
-fn build(profile_dir: &Path) {
+fn build(profile_dir: &Path, program: &str) {
     let profile = match profile_dir.file_name().and_then(OsStr::to_str) {
         None | Some("debug") => "dev",
         Some(name) => name,
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--workspace", "--bin", "diffgentor", "--profile", profile]);
+    command.args(["build", "--quiet", "--workspace", "--bin", program, "--profile", profile]);
     command.current_dir(crate::workspace_dir());
     // What cargo tells this test about its own package; some build scripts (ring's) take a change of it for a reason
     // to build again.
@@ -122,7 +135,7 @@ fn build(profile_dir: &Path) {
         }
     }
     let status = command.status().expect("cargo runs the tests, so it can be started");
-    assert!(status.success(), "cargo build of diffgentor failed");
+    assert!(status.success(), "cargo build of {program} failed");
 }
 
 const TIMEOUT: Duration = Duration::from_secs(600);

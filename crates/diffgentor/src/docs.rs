@@ -157,7 +157,7 @@ fn settings() -> String {
          prints every value with its origin. A bad value ends the program with 3 and names the file and line, or \
          the variable. Switches are true/1/yes/on or false/0/no/off.\n\n\
          In TOML, `[model] name` is the same as `model_name`, and `[model] path` is a folder relative to the \
-         file. `DG_LOG` (or `RUST_LOG`) filters messages: a level, or `target=level,…`, on top of warnings; `-v` and \
+         file. `[cluster]`, `[[node]]`, `[failure]` and `[security]` (docs/cluster.md) are checked, and have no effect here. `DG_LOG` (or `RUST_LOG`) filters messages: a level, or `target=level,…`, on top of warnings; `-v` and \
          `--quiet` win over both, and `RUST_LOG` without a target silences no warning of this program. \
          `NO_COLOR` is respected. `DG_KERNELS` (`portable`, `avx2`, `avx512`) holds the CPU kernels to a path; by \
          default the best one of the machine is taken.\n\n\

@@ -7,7 +7,7 @@ use dg_flux::{ModelRepo, ModelSource};
 use std::num::NonZeroUsize;
 
 pub(crate) use dg_runtime::{
-    Canceller, Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture, RankSpan, TraceLog, settings,
+    Canceller, Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture, RankSpan, TraceLog,
 };
 
 /// Which CPU kernels this process uses.

@@ -52,6 +52,12 @@ impl From<dg_plan::Refusal> for Failure {
     }
 }
 
+impl From<dg_runtime::asked::BadBalance> for Failure {
+    fn from(e: dg_runtime::asked::BadBalance) -> Self {
+        Self { exit: e.exit(), message: e.to_string(), hint: Some(e.hint()) }
+    }
+}
+
 impl From<dg_runtime::StartError> for Failure {
     fn from(e: dg_runtime::StartError) -> Self {
         Self { exit: e.exit(), message: e.to_string(), hint: e.hint() }

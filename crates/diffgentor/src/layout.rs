@@ -4,13 +4,14 @@ use crate::engine::{self, EngineOptions, MemoryNeed};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::models;
-use dg_config::{Key, Origin, Settings};
+use dg_config::{Key, Settings};
 use dg_core::{DType, GenerateRequest, ImageSize, ModelShape, PipeFusion};
 use dg_flux::ModelRepo;
 use dg_plan::{
     Ask, Bounds, Candidate, Cause, Layout, Links, Machine, Passes, Pipeline, Plan, Refusal, Search,
     WeightBytes, Work, known, machine,
 };
+use dg_runtime::asked;
 
 /// How a run is spread.
 pub(crate) struct Spread {
@@ -22,30 +23,22 @@ pub(crate) struct Spread {
     pub(crate) search: Option<Search>,
 }
 
-/// What settings ask for. Memory is not bounded.
-pub(crate) fn ask(settings: &Settings) -> Result<Ask, Failure> {
-    engine::settings::ask(settings).map_err(|e| {
-        let origin = settings.origin(Key::StageBalance);
-        let message = format!("{e}{}", origin.map(|o| format!(" ({o})")).unwrap_or_default());
-        match origin {
-            Some(Origin::Flag) => Failure::usage(message),
-            _ => Failure::config(message),
-        }
-        .hint("check stage_balance")
-    })
+/// The number of ranks for which a layout is to be found: more than one, and no degree was given.
+pub(crate) fn ranks_to_fill(settings: &Settings) -> Option<u64> {
+    asked::ranks_to_fill(settings)
 }
 
 /// Ranks of the run.
 pub(crate) fn ranks(settings: &Settings) -> u64 {
-    settings.integer_if_any(Key::NumGpus).unwrap_or_else(|| engine::settings::degrees(settings).ranks())
+    settings.integer_if_any(Key::NumGpus).unwrap_or_else(|| asked::degrees(settings).ranks())
 }
 
 /// Refuses degrees whose product is not the number of ranks. The model need not be there: it serves only to offer
 /// layouts, and FLUX.1-dev stands in for one that cannot be read.
 pub(crate) fn check_product(settings: &Settings) -> Result<(), Failure> {
-    let ask = ask(settings)?;
+    let ask = asked::ask(settings)?;
     let is_filled = ask.num_gpus.is_none_or(|n| n == ask.layout.ranks());
-    if is_filled || engine::settings::ranks_to_fill(settings).is_some() {
+    if is_filled || ranks_to_fill(settings).is_some() {
         return Ok(());
     }
     let local = HubAsk { local_files_only: true, silent: true, revision: settings.text(Key::Revision) };
@@ -79,9 +72,9 @@ pub(crate) fn spread<'a>(
     requests: impl Iterator<Item = &'a GenerateRequest>,
 ) -> Result<Spread, Failure> {
     let works = works(settings, shape, formats, requests);
-    let mut ask = ask(settings)?;
+    let mut ask = asked::ask(settings)?;
     let mut search = None;
-    if let Some(ranks) = engine::settings::ranks_to_fill(settings) {
+    if let Some(ranks) = ranks_to_fill(settings) {
         let (layout, found) = find(&works, &ask, ranks)?;
         ask.layout = layout;
         search = Some(found);
@@ -310,13 +303,10 @@ mod tests {
 
     #[test]
     fn a_layout_is_looked_for_only_if_nothing_but_ranks_is_given() {
-        assert_eq!(engine::settings::ranks_to_fill(&settings(&[])), None);
-        assert_eq!(engine::settings::ranks_to_fill(&settings(&[(Key::NumGpus, "1")])), None);
-        assert_eq!(engine::settings::ranks_to_fill(&settings(&[(Key::NumGpus, "4")])), Some(4));
-        assert_eq!(
-            engine::settings::ranks_to_fill(&settings(&[(Key::NumGpus, "4"), (Key::RingDegree, "1")])),
-            None
-        );
+        assert_eq!(ranks_to_fill(&settings(&[])), None);
+        assert_eq!(ranks_to_fill(&settings(&[(Key::NumGpus, "1")])), None);
+        assert_eq!(ranks_to_fill(&settings(&[(Key::NumGpus, "4")])), Some(4));
+        assert_eq!(ranks_to_fill(&settings(&[(Key::NumGpus, "4"), (Key::RingDegree, "1")])), None);
         assert_eq!(ranks(&settings(&[(Key::UlyssesDegree, "2"), (Key::UseCfgParallel, "on")])), 4);
     }
 

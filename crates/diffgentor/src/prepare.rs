@@ -13,6 +13,7 @@ use dg_config::{Key, Layers, Origin, Settings};
 use dg_core::{GenerateRequest, ModelId, Recipe, Seed};
 use dg_flux::ModelRepo;
 use dg_plan::Passes;
+use dg_runtime::asked;
 use std::path::{Path, PathBuf};
 
 /// Everything that is decided before the model is loaded, without the model itself.
@@ -73,14 +74,14 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
     };
     let plan = plan::plan(&rows, files, &settings, base, template).map_err(|e| refuse(&input, &e))?;
     plan.warnings.iter().for_each(log::warn_once);
-    let dtype = engine::settings::dtype(&settings);
+    let dtype = asked::dtype(&settings);
     let requests = plan.pictures.iter().map(|p| &p.request);
     let spread = layout::spread(&settings, repo.shape(), (dtype, Some(repo.held())), requests)?;
     announce(&settings, &spread);
     warn_idle(&settings, &repo, &spread);
     let options = engine::options(
         dtype,
-        engine::settings::time_dtype(&settings),
+        asked::time_dtype(&settings),
         setup::threads(&settings, spread.ranks() as u64),
         settings.switch_if_any(Key::EnableVaeTiling),
         parallel(&settings, &spread),
@@ -341,15 +342,15 @@ fn base_seed(settings: &Settings) -> Result<BaseSeed, Failure> {
 /// Settings that somebody asked for and that change nothing.
 fn warn_idle(settings: &Settings, repo: &ModelRepo, spread: &Spread) {
     // a picture records every setting, whether it had an effect or not
-    let asked = |key| settings.is_asked(key) && !matches!(settings.origin(key), Some(Origin::Picture));
-    if asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
+    let is_asked = |key| settings.is_asked(key) && !matches!(settings.origin(key), Some(Origin::Picture));
+    if is_asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
         log::warn_once(format!("guidance_scale has no effect: {} has no guidance input", repo.id().id));
     }
-    if asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
+    if is_asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
         log::warn_once("negative_prompt has no effect while true_cfg_scale is not above 1");
     }
     // what `config show` printed asks for nothing
-    let other = |key: Key| asked(key) && settings.integer_if_any(key).is_some_and(|n| n != 1);
+    let other = |key: Key| is_asked(key) && settings.integer_if_any(key).is_some_and(|n| n != 1);
     let is_stale = spread.plans.iter().any(|plan| plan.passes == Passes::Patches);
     for key in [Key::NumPipelinePatch, Key::WarmupSteps] {
         if other(key) && !is_stale {

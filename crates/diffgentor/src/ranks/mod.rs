@@ -8,10 +8,11 @@ use crate::args::{PlanArgs, PlanForm, SettingFlags, T2iArgs};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::printer::print;
-use crate::{layout, log, models, setup};
+use crate::{log, models, setup};
 use dg_config::{Key, Settings};
-use dg_core::{DType, ExitCode, ImageSize};
+use dg_core::{ExitCode, ImageSize};
 use dg_plan::{Ask, Bounds, Links, LinksError, Machine, Plan, Scaling, Search, Work};
+use dg_runtime::asked;
 
 /// A plan with all that is told about it.
 pub(crate) struct Planned {
@@ -60,7 +61,9 @@ pub(crate) fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let size = ImageSize::fit(settings.integer(Key::Width) as u32, settings.integer(Key::Height) as u32);
     let (size, rounded) = size.map_err(|e| Failure::config(e.to_string()))?;
     rounded.iter().for_each(|note| log::warn_once(note.to_string()));
-    let work = work(&settings, args, Work::one(shape, size));
+    let is_cpu = args.rank_device.name == "cpu";
+    let images = args.images.map(|n| n as usize);
+    let work = asked::work(&settings, Work::one(shape, size), images, is_cpu);
     let planned = planned(model, work, &settings, args, machine)?;
     planned.plan.warnings.iter().for_each(|warning| log::warn_once(warning.to_string()));
     let is_read = match args.output {
@@ -89,26 +92,6 @@ fn machine(args: &PlanArgs) -> Result<Machine, Failure> {
     Ok(Machine::new(args.rank_device, Links::parse(args.links.as_deref().unwrap_or(usual))?))
 }
 
-fn work(settings: &Settings, args: &PlanArgs, one: Work) -> Work {
-    let request_images = settings.integer(Key::NumImagesPerPrompt) as usize;
-    let dtype = match settings.text(Key::Dtype) {
-        Some("float32") => DType::Float32,
-        Some("bfloat16") => DType::Bfloat16,
-        _ if args.rank_device.name == "cpu" => DType::Float32,
-        _ => DType::Bfloat16,
-    };
-    Work {
-        text_tokens: settings.integer(Key::MaxSequenceLength) as usize,
-        steps: settings.integer(Key::NumInferenceSteps) as usize,
-        images: args.images.map_or(request_images, |n| n as usize),
-        request_images,
-        batch: settings.integer(Key::BatchSize) as usize,
-        true_cfg: settings.number(Key::TrueCfgScale) > 1.0 && settings.text(Key::NegativePrompt).is_some(),
-        dtype,
-        ..one
-    }
-}
-
 /// The layout that was asked for, or the best one when only a number of ranks was.
 fn planned(
     model: String,
@@ -118,9 +101,9 @@ fn planned(
     machine: Machine,
 ) -> Result<Planned, Failure> {
     let memory_bytes = Some(args.rank_memory.unwrap_or(machine.device.memory_bytes));
-    let mut ask = Ask { memory_bytes, ..layout::ask(settings)? };
+    let mut ask = Ask { memory_bytes, ..asked::ask(settings)? };
     let (mut search, mut scaling) = (None, None);
-    if let Some(ranks) = crate::engine::settings::ranks_to_fill(settings) {
+    if let Some(ranks) = asked::ranks_to_fill(settings) {
         let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
         let found = dg_plan::search(&work, ranks, &machine, &bounds);
         // without one that fits, the thriftiest tells by how much

@@ -1,0 +1,66 @@
+//! Columns for reading.
+
+/// Rows of equal length, the first of which is the heading; columns are as wide as their widest cell. Those in `right`
+/// are numbers.
+pub(crate) fn columns(rows: &[Vec<String>], right: &[usize]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |i: usize| rows.iter().filter_map(|row| row.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, width))| match right.contains(&i) {
+            true => format!("{cell:>width$}"),
+            false => format!("{cell:<width$}"),
+        });
+        let line = cells.collect::<Vec<_>>().join("  ");
+        out += &format!(" {}\n", line.trim_end());
+    }
+    out
+}
+
+/// `1 node`, `2 nodes`.
+pub(crate) fn count(n: usize, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+/// `12.3 GiB`.
+pub(crate) fn bytes(n: u64) -> String {
+    let n = n as f64;
+    match n {
+        n if n < KIB * KIB => format!("{:.0} KiB", n / KIB),
+        n if n < KIB * KIB * KIB => format!("{:.1} MiB", n / KIB / KIB),
+        n => format!("{:.1} GiB", n / KIB / KIB / KIB),
+    }
+}
+
+/// `0-3`, or `0` alone, or `2,5` where there are gaps.
+pub(crate) fn ranges(numbers: &[u32]) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if n.checked_sub(1) == Some(*last) => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+const KIB: f64 = 1024.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_aligned() {
+        let rows = [vec!["node".into(), "n".into()], vec!["é".into(), "12".into()]];
+        assert_eq!(columns(&rows, &[1]), " node   n\n é     12\n");
+        assert_eq!(
+            (ranges(&[0, 1, 2, 5, 7, 8]), ranges(&[]), ranges(&[3])),
+            ("0-2,5,7-8".into(), "".into(), "3".into())
+        );
+        assert_eq!((bytes(512), bytes(3 << 30)), ("0 KiB".into(), "3.0 GiB".into()));
+    }
+}
