@@ -154,7 +154,11 @@ impl Rank {
         if self.is_hung {
             return Reply::Nothing;
         }
-        let verdict = self.fence.admit(epoch, order);
+        let is_other = self.work.as_ref().is_none_or(|work| work.epoch != epoch);
+        let verdict = match self.fence.admit(epoch, order) {
+            Verdict::Fenced(_) | Verdict::Over if !checks && is_other => Verdict::New,
+            verdict => verdict,
+        };
         match (verdict, order) {
             (Verdict::New, Order::Prepare(team)) => {
                 let team = team.clone();
@@ -166,8 +170,8 @@ impl Rank {
                 self.stop();
                 if self.work.is_some() { Reply::Nothing } else { Reply::Say(Say::Stopped) }
             }
-            (Verdict::Fenced(_), _) if checks => Reply::Say(Say::Failed(Trouble::Fenced)),
-            (Verdict::Again | Verdict::New | Verdict::Fenced(_), _) => self.again(order),
+            (Verdict::Fenced(_), _) => Reply::Say(Say::Failed(Trouble::Fenced)),
+            (Verdict::Again | Verdict::New, _) => self.again(order),
         }
     }
 

@@ -42,6 +42,7 @@ pub(crate) struct Checker {
     /// Until when the head has allowed a node to compute.
     leases: BTreeMap<NodeId, Duration>,
     pub(crate) has_faults: bool,
+    pub(crate) epochs: u64,
 }
 
 impl Checker {
@@ -75,6 +76,7 @@ impl Checker {
                         truth.barren = if truth.kept > truth.kept_before { 1 } else { truth.barren + 1 };
                         truth.kept_before = truth.kept;
                         truth.epoch = Some((*epoch, team.members.clone()));
+                        self.epochs += 1;
                     }
                 }
             }

@@ -60,6 +60,7 @@ pub(crate) fn plan(rng: &mut Rng, nodes: usize, slots: u16, until_ms: u64) -> Ve
         let lasts = match fault {
             Fault::Pause => rng.range(200, 1500),
             Fault::Flap => rng.range(100, 600),
+            Fault::Partition | Fault::OneWayFromHead => rng.range(200, 15_000),
             _ => rng.range(200, 9000),
         };
         Planned {
@@ -70,7 +71,13 @@ pub(crate) fn plan(rng: &mut Rng, nodes: usize, slots: u16, until_ms: u64) -> Ve
             lasts: Duration::from_millis(lasts),
         }
     };
-    (0..count).map(|_| one(rng)).collect()
+    let mut all: Vec<_> = (0..count).map(|_| one(rng)).collect();
+    if count > 0 && rng.percent(10) {
+        // All is slow, from the start on.
+        let lasts = Duration::from_millis(until_ms);
+        all.push(Planned { at: Duration::ZERO, fault: Fault::Slow, node: 0, slot: 0, lasts });
+    }
+    all
 }
 
 /// How often what went wrong.
@@ -85,6 +92,7 @@ pub(crate) struct Counts {
     pub(crate) done: u64,
     pub(crate) cancelled: u64,
     pub(crate) failed: u64,
+    pub(crate) failures: BTreeMap<&'static str, u64>,
     pub(crate) epochs: u64,
     pub(crate) resumed: u64,
     pub(crate) stale: u64,
@@ -103,6 +111,9 @@ impl Counts {
         self.done += other.done;
         self.cancelled += other.cancelled;
         self.failed += other.failed;
+        for (failure, count) in &other.failures {
+            *self.failures.entry(failure).or_default() += count;
+        }
         self.epochs += other.epochs;
         self.resumed += other.resumed;
         self.stale += other.stale;

@@ -7,7 +7,7 @@ use crate::rng::Rng;
 use dg_plan::Layout;
 use dg_runtime::logic::cluster::epoch::{EpochTimes, Order};
 use dg_runtime::logic::cluster::head::{Action, Event, Head, HeadTimes};
-use dg_runtime::logic::cluster::job::{End, JobSpec};
+use dg_runtime::logic::cluster::job::{End, Failure, JobSpec};
 use dg_runtime::logic::cluster::lease::{LeaseTimes, NodeAction, NodeEvent};
 use dg_runtime::logic::cluster::planner::{Choice, Planner, Supply};
 use dg_runtime::logic::cluster::{ClientId, JobId, ModelHash, NodeId, RankId, Stamp};
@@ -21,7 +21,11 @@ mod network;
 /// Rules that can be taken out, to see whether that is found out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
+    /// The head drops what is said of another attempt, or by another process.
     pub(crate) epochs: bool,
+    /// Ranks refuse what belongs to an older attempt than the newest they know.
+    pub(crate) fences: bool,
+    /// Ranks stop when the lease of their node is over.
     pub(crate) leases: bool,
 }
 
@@ -147,12 +151,13 @@ impl World {
                 client: ClientId(self.rng.range(0, 2) as u32),
                 priority: self.rng.range(0, 2) as u8,
                 model: ModelHash(1),
-                steps: self.rng.range(3, 20) as u32,
+                steps: self.steps(),
                 ranks_min: self.rng.range(1, 1 + all.min(3)) as usize,
                 ranks_max: self.rng.range(3, 7) as usize,
                 work: None,
             };
-            let (job, at) = (JobId(number), Duration::from_millis(1000 * number + self.rng.range(0, 900)));
+            let (job, at) =
+                (JobId(number), Duration::from_millis(1000 + 1500 * (number - 1) + self.rng.range(0, 1400)));
             let truth = Truth::new(spec.steps, spec.ranks_min);
             self.checker.jobs.insert(job, truth);
             self.jobs.insert(job, spec);
@@ -163,9 +168,15 @@ impl World {
         }
         for planned in faults::plan(&mut self.rng, nodes, slots, 12_000) {
             self.checker.has_faults = true;
-            self.faults_until = self.faults_until.max(planned.at + planned.lasts * 10);
+            self.faults_until = self.faults_until.max(planned.at + planned.lasts * 8);
             self.at(planned.at, Happens::Fault(planned));
         }
+    }
+
+    /// Some jobs outlast a lease.
+    fn steps(&mut self) -> u32 {
+        let most = if self.rng.percent(25) { 300 } else { 60 };
+        self.rng.range(5, most) as u32
     }
 
     fn at(&mut self, at: Duration, what: Happens) {
@@ -193,6 +204,7 @@ impl World {
             }
             self.happens(what)?;
         }
+        self.counts.epochs = self.checker.epochs;
         self.checker.finished()
     }
 
@@ -254,7 +266,10 @@ impl World {
                 Action::Finish(_, end) => match end {
                     End::Done => self.counts.done += 1,
                     End::Cancelled => self.counts.cancelled += 1,
-                    End::Failed(_) => self.counts.failed += 1,
+                    End::Failed(failure) => {
+                        self.counts.failed += 1;
+                        *self.counts.failures.entry(kind(&failure)).or_default() += 1;
+                    }
                 },
                 Action::Resumed(..) => self.counts.resumed += 1,
                 Action::Disconnect(_)
@@ -338,6 +353,14 @@ impl World {
                 }
             }
         }
+    }
+}
+
+fn kind(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::NoProgress { .. } => "no progress",
+        Failure::Memory { .. } => "memory",
+        Failure::NoRanks => "no ranks",
     }
 }
 

@@ -62,7 +62,7 @@ impl World {
             }
             return;
         }
-        let checks = self.rules.epochs;
+        let checks = self.rules.fences;
         let reply = self.rank_mut(rank).order(epoch, order, checks);
         let version = self.rank(rank).version;
         match reply {

@@ -106,7 +106,7 @@ impl World {
             Message::Kill(rank, start) => self.kill(rank, start),
             Message::Order(rank, start, epoch, order) => {
                 let clock = agent.clock(self.now);
-                if agent.keeper.is_held(clock) || !self.rules.leases || order == Order::Abort {
+                if agent.keeper.is_held(clock) || order == Order::Abort {
                     self.order(rank, start, epoch, &order);
                 }
             }
