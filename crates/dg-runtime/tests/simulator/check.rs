@@ -39,6 +39,8 @@ pub(crate) struct Checker {
     pub(crate) jobs: BTreeMap<JobId, Truth>,
     /// Steps that a rank has really done in an attempt; all of the job's once it is done.
     done: BTreeMap<(Stamp, RankId), u32>,
+    /// The newest attempt that each process has taken up.
+    begun: BTreeMap<(Stamp, RankId), Stamp>,
     /// Until when the head has allowed a node to compute.
     leases: BTreeMap<NodeId, Duration>,
     pub(crate) has_faults: bool,
@@ -46,6 +48,18 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
+    /// The head is gone, and with it all that it knew of jobs: those that it has to be told again.
+    pub(crate) fn forget(&mut self) {
+        for truth in self.jobs.values_mut() {
+            (truth.kept, truth.kept_before, truth.barren, truth.was_short) = (0, 0, 0, false);
+        }
+    }
+
+    /// Whether the job is over.
+    pub(crate) fn is_over(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|truth| truth.ends > 0)
+    }
+
     /// The latest attempt of a job.
     pub(crate) fn epoch(&self, job: JobId) -> Option<Stamp> {
         self.jobs.get(&job)?.epoch.as_ref().map(|(stamp, _)| *stamp)
@@ -147,6 +161,16 @@ impl Checker {
             }
             End::Failed(_) => {}
         }
+        Ok(())
+    }
+
+    /// A process takes up an attempt: never one that is older than what it had before.
+    pub(crate) fn begins(&mut self, rank: RankId, start: Stamp, epoch: Stamp) -> Result<(), String> {
+        let newest = self.begun.entry((start, rank)).or_insert(epoch);
+        if epoch < *newest {
+            return Err(format!("{rank} takes up {epoch:?} after {newest:?}"));
+        }
+        *newest = epoch;
         Ok(())
     }
 

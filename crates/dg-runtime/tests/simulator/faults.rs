@@ -13,6 +13,7 @@ pub(crate) enum Fault {
     Drain,
     Flap,
     HangForEver,
+    HeadRestart,
     Loss,
     NodeCrash,
     Oom,
@@ -24,13 +25,14 @@ pub(crate) enum Fault {
     Slow,
 }
 
-const ALL: [Fault; 15] = [
+const ALL: [Fault; 16] = [
     Fault::AgentCrash,
     Fault::Cancel,
     Fault::DeviceLost,
     Fault::Drain,
     Fault::Flap,
     Fault::HangForEver,
+    Fault::HeadRestart,
     Fault::Loss,
     Fault::NodeCrash,
     Fault::Oom,

@@ -12,7 +12,7 @@ use dg_runtime::logic::cluster::lease::{LeaseTimes, NodeAction, NodeEvent};
 use dg_runtime::logic::cluster::planner::{Choice, Planner, Supply};
 use dg_runtime::logic::cluster::{ClientId, JobId, ModelHash, NodeId, RankId, Stamp};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 mod compute;
@@ -48,7 +48,7 @@ impl Planner for Simple {
 pub(crate) enum Message {
     Welcome,
     Refused(u64),
-    Granted(u64, Duration),
+    Granted(u64, u64, Duration),
     Spawn(RankId, Stamp),
     Kill(RankId, Stamp),
     Order(RankId, Stamp, Stamp, Order),
@@ -86,6 +86,10 @@ pub(crate) struct World {
     what: BTreeMap<u64, Happens>,
     next: u64,
     jobs: BTreeMap<JobId, JobSpec>,
+    /// Jobs that clients have submitted.
+    submitted: BTreeSet<JobId>,
+    /// How many reasons there are for the head not to run.
+    head_down: u32,
     faults_until: Duration,
     pub(crate) checker: Checker,
     pub(crate) counts: Counts,
@@ -128,6 +132,8 @@ impl World {
             what: BTreeMap::new(),
             next: 0,
             jobs: BTreeMap::new(),
+            submitted: BTreeSet::new(),
+            head_down: 0,
             faults_until: Duration::ZERO,
             checker: Checker::default(),
             counts: Counts::default(),
@@ -236,7 +242,11 @@ impl World {
                 Ok(())
             }
             Happens::Step(rank, version) => self.step(rank, version),
-            Happens::Submit(job) => self.tell_head(Event::Submit(job, self.jobs[&job].clone())),
+            Happens::Submit(job) if self.checker.is_over(job) => Ok(()),
+            Happens::Submit(job) => {
+                self.submitted.insert(job);
+                self.tell_head(Event::Submit(job, self.jobs[&job].clone()))
+            }
             Happens::Cancel(job) => self.tell_head(Event::Cancel(job)),
             Happens::Fault(planned) => {
                 self.fault(planned);
@@ -248,6 +258,9 @@ impl World {
 
     /// The head decides, and what it decides is done.
     fn tell_head(&mut self, event: Event) -> Result<(), String> {
+        if self.head_down > 0 {
+            return Ok(());
+        }
         for action in self.head.handle(event, self.now) {
             if let Some(log) = &mut self.log {
                 log.push(format!("{:>12} → {action:?}", ""));
@@ -257,7 +270,9 @@ impl World {
                 Action::SetTimer(at) => self.at(at, Happens::HeadTimer),
                 Action::Welcome(node) => self.send_down(node, Message::Welcome),
                 Action::RefuseNode(node, incarnation) => self.send_down(node, Message::Refused(incarnation)),
-                Action::Grant { node, seq, ttl } => self.send_down(node, Message::Granted(seq, ttl)),
+                Action::Grant { node, seq, ttl } => {
+                    self.send_down(node, Message::Granted(self.head.term(), seq, ttl))
+                }
                 Action::Spawn(rank, start) => self.send_down(rank.node, Message::Spawn(rank, start)),
                 Action::Kill(rank, start) => self.send_down(rank.node, Message::Kill(rank, start)),
                 Action::Order(rank, start, epoch, order) => {
@@ -307,6 +322,23 @@ impl World {
             return Err(format!(
                 "{rank} moves {job:?} from {before:?} to {after:?} by what it says of {epoch:?}"
             ));
+        }
+        Ok(())
+    }
+
+    /// The head starts again and knows nothing; clients submit again what is not over.
+    fn restart_head(&mut self) -> Result<(), String> {
+        self.head_down -= 1;
+        if self.head_down > 0 {
+            return Ok(());
+        }
+        self.head = Head::new(self.head.term() + 1, times(), Simple);
+        self.heard.fill(self.now);
+        self.checker.forget();
+        for job in self.submitted.clone() {
+            if !self.checker.is_over(job) {
+                self.tell_head(Event::Submit(job, self.jobs[&job].clone()))?;
+            }
         }
         Ok(())
     }

@@ -453,3 +453,6 @@ fn cause_of(trouble: Trouble, rank: RankId) -> Cause {
         Trouble::Error(text) => Cause::Error(rank, text),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -454,3 +454,6 @@ fn is_respawn_sooner(prices: &Prices) -> bool {
 pub const BARREN_MAX: u32 = 3;
 /// Attempts that are remembered.
 const ATTEMPTS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests;

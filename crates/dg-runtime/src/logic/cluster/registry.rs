@@ -263,3 +263,6 @@ impl Registry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,22 +55,32 @@ impl World {
         }
     }
 
-    pub(super) fn order(&mut self, rank: RankId, start: Stamp, epoch: Stamp, order: &Order) {
+    pub(super) fn order(
+        &mut self,
+        rank: RankId,
+        start: Stamp,
+        epoch: Stamp,
+        order: &Order,
+    ) -> Result<(), String> {
         if self.rank(rank).process != Some(start) {
             if self.rank(rank).newest.is_none_or(|newest| newest >= start) {
                 self.send_up(rank.node, Event::Exited(rank, start, Vec::new()));
             }
-            return;
+            return Ok(());
         }
         let checks = self.rules.fences;
         let reply = self.rank_mut(rank).order(epoch, order, checks);
         let version = self.rank(rank).version;
         match reply {
             Reply::Say(say) => self.send_up(rank.node, Event::Said(rank, start, epoch, say)),
-            Reply::Load => self.after_ms(5, 120, Happens::Loaded(rank, version)),
+            Reply::Load => {
+                self.checker.begins(rank, start, epoch)?;
+                self.after_ms(5, 120, Happens::Loaded(rank, version));
+            }
             Reply::Compute => self.after_ms(15, 60, Happens::Step(rank, version)),
             Reply::Nothing => {}
         }
+        Ok(())
     }
 
     pub(super) fn loaded(&mut self, rank: RankId, version: u64) {

@@ -28,7 +28,14 @@ impl Network {
     pub(crate) fn new(rng: &mut Rng, nodes: usize) -> Self {
         let down = vec![[0; 2]; nodes];
         let latest = vec![[Duration::ZERO; 2]; nodes];
-        Self { down, loss: rng.range(0, 6), doubled: rng.range(0, 8), bursts: 0, slow: 0, latest }
+        Self {
+            down,
+            loss: rng.range(0, 6),
+            doubled: if rng.percent(10) { 40 } else { rng.range(0, 8) },
+            bursts: 0,
+            slow: 0,
+            latest,
+        }
     }
 }
 
@@ -101,13 +108,13 @@ impl World {
         match message {
             Message::Welcome => agent.is_welcome = true,
             Message::Refused(incarnation) => agent.is_welcome &= agent.incarnation != incarnation,
-            Message::Granted(seq, ttl) => self.keep(node, NodeEvent::Granted { term: 1, seq, ttl }),
+            Message::Granted(term, seq, ttl) => self.keep(node, NodeEvent::Granted { term, seq, ttl }),
             Message::Spawn(rank, start) => self.spawn(rank, start),
             Message::Kill(rank, start) => self.kill(rank, start),
             Message::Order(rank, start, epoch, order) => {
                 let clock = agent.clock(self.now);
                 if agent.keeper.is_held(clock) || order == Order::Abort {
-                    self.order(rank, start, epoch, &order);
+                    return self.order(rank, start, epoch, &order);
                 }
             }
         }
@@ -135,6 +142,10 @@ impl World {
             Fault::Cancel => {
                 let job = JobId(self.rng.range(1, 1 + self.jobs.len() as u64));
                 self.at(self.now, Happens::Cancel(job));
+            }
+            Fault::HeadRestart => {
+                self.head_down += 1;
+                self.at(self.now + lasts, Happens::Heal(planned));
             }
             Fault::Drain => {
                 let event = Event::Drain(NodeId(node as u32), true);
@@ -188,6 +199,7 @@ impl World {
                 }
             }
             Fault::Drain => return self.tell_head(Event::Drain(node, false)),
+            Fault::HeadRestart => return self.restart_head(),
             _ => self.link(planned, false),
         }
         Ok(())
