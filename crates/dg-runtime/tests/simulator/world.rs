@@ -11,7 +11,7 @@ use dg_runtime::logic::cluster::job::{End, Failure, JobSpec};
 use dg_runtime::logic::cluster::lease::{LeaseTimes, NodeAction, NodeEvent};
 use dg_runtime::logic::cluster::planner::{Choice, Planner, Supply};
 use dg_runtime::logic::cluster::{ClientId, JobId, ModelHash, NodeId, RankId, Stamp};
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
@@ -71,6 +71,34 @@ enum Happens {
     Heal(Planned),
 }
 
+/// Something that is going to happen: in the order of time, then of being planned.
+#[derive(Debug)]
+struct Entry {
+    at: Duration,
+    order: u64,
+    what: Happens,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
 /// One seed.
 #[derive(Debug)]
 pub(crate) struct World {
@@ -82,8 +110,7 @@ pub(crate) struct World {
     network: network::Network,
     /// When the head last heard each node.
     heard: Vec<Duration>,
-    agenda: BinaryHeap<Reverse<(Duration, u64)>>,
-    what: BTreeMap<u64, Happens>,
+    agenda: BinaryHeap<Reverse<Entry>>,
     next: u64,
     jobs: BTreeMap<JobId, JobSpec>,
     /// Jobs that clients have submitted.
@@ -101,8 +128,8 @@ pub(crate) fn times() -> HeadTimes {
         epoch: EpochTimes {
             prepare_max: Duration::from_secs(10),
             group_max: Duration::from_secs(5),
-            first_step_max: Duration::from_secs(4),
-            quiet_min: Duration::from_secs(2),
+            first_step_max: Duration::from_secs(6),
+            quiet_min: Duration::from_secs(4),
             ..EpochTimes::default()
         },
         respawn: Duration::from_millis(400),
@@ -129,7 +156,6 @@ impl World {
             network: network::Network::new(&mut rng, nodes),
             heard: vec![Duration::ZERO; nodes],
             agenda: BinaryHeap::new(),
-            what: BTreeMap::new(),
             next: 0,
             jobs: BTreeMap::new(),
             submitted: BTreeSet::new(),
@@ -187,8 +213,8 @@ impl World {
 
     fn at(&mut self, at: Duration, what: Happens) {
         self.next += 1;
-        self.agenda.push(Reverse((at.max(self.now), self.next)));
-        self.what.insert(self.next, what);
+        let (at, order) = (at.max(self.now), self.next);
+        self.agenda.push(Reverse(Entry { at, order, what }));
     }
 
     fn after_ms(&mut self, low: u64, high: u64, what: Happens) {
@@ -198,8 +224,7 @@ impl World {
 
     /// Runs to the end, or to the first violation.
     pub(crate) fn run(&mut self) -> Result<(), String> {
-        while let Some(Reverse((at, id))) = self.agenda.pop() {
-            let Some(what) = self.what.remove(&id) else { continue };
+        while let Some(Reverse(Entry { at, what, .. })) = self.agenda.pop() {
             self.now = at;
             if at > HORIZON || (self.checker.is_finished() && at > self.faults_until.min(LONG_ENOUGH)) {
                 break;

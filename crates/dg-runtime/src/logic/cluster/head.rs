@@ -268,3 +268,6 @@ impl<P: Planner> Head<P> {
 
 /// Log lines of a dead process that are kept.
 pub const LOG_LINES_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests;

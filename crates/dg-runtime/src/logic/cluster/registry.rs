@@ -92,7 +92,7 @@ pub enum Event {
     Free(RankId),
     /// A job gives a rank back that may still be at it.
     Stop(RankId),
-    /// A rank has to be started anew.
+    /// The device of a rank has failed: its process has to be started anew.
     Replace(RankId),
     /// Time has passed.
     Tick,
@@ -252,9 +252,7 @@ impl Registry {
                 Process::Busy(start, _) => self.stop(rank, start, now),
                 _ => Vec::new(),
             },
-            Event::Replace(rank) => {
-                self.start(rank).map_or_else(Vec::new, |start| self.kill(rank, start, now))
-            }
+            Event::Replace(rank) => self.replace(rank, now),
             Event::Spawned(..) | Event::Exited(..) => Vec::new(),
             Event::Tick => {
                 let due: Vec<RankId> = std::iter::from_fn(|| self.timers.pop(now)).collect();

@@ -64,8 +64,9 @@ impl World {
         let copies = 1 + u64::from(self.rng.percent(self.network.doubled));
         self.counts.doubled += copies - 1;
         let slowest = if self.network.slow > 0 { 900_000 } else { 15_000 };
-        let arrive = |_| {
-            let at = self.now + Duration::from_micros(self.rng.range(200, slowest));
+        let arrive = |copy| {
+            // A second copy may come when all has moved on.
+            let at = self.now + Duration::from_micros(self.rng.range(200, slowest + copy * 1_500_000));
             let latest = &mut self.network.latest[index][way];
             self.counts.reordered += u64::from(at < *latest);
             *latest = at.max(*latest);

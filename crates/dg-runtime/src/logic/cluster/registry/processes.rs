@@ -122,6 +122,19 @@ impl Registry {
         actions
     }
 
+    pub(super) fn replace(&mut self, rank: RankId, now: Duration) -> Vec<Action> {
+        let process = self.process(rank);
+        let Some(start) = self.start(rank).filter(|_| !matches!(process, Process::Dying(_))) else {
+            return Vec::new();
+        };
+        let is_bad = self.death(rank, now);
+        let mut actions = self.kill(rank, start, now);
+        if is_bad {
+            actions.extend(self.give_up(rank, now));
+        }
+        actions
+    }
+
     /// A device has failed once more. Whether that is too often.
     fn death(&mut self, rank: RankId, now: Duration) -> bool {
         let ProcessTimes { deaths_max, deaths_window, .. } = self.times;

@@ -43,6 +43,19 @@ fn three_deaths_in_five_minutes_make_a_device_bad() {
 }
 
 #[test]
+fn a_device_that_fails_under_a_live_process_counts_too() {
+    let (mut registry, _) = up(Vec::new());
+    for at in 0..2 {
+        let start = registry.start(RANK).unwrap();
+        assert_eq!(registry.handle(Event::Replace(RANK), s(at)), [Action::Kill(RANK, start)]);
+        assert_eq!(registry.handle(Event::Replace(RANK), s(at)), [], "it is on its way");
+        registry.handle(Event::Exited(RANK, start, Vec::new()), s(at));
+    }
+    assert_eq!(registry.handle(Event::Replace(RANK), s(3)).last(), Some(&Action::Bad(RANK)));
+    assert_eq!((registry.process(RANK), registry.capacity(Kind::Cuda)), (Process::Bad, 0));
+}
+
+#[test]
 fn a_process_that_runs_already_is_stopped_before_it_is_used_and_killed_if_it_does_not_stop() {
     let start = Stamp { term: 0, number: 99 };
     let (mut registry, actions) = up(vec![(0, start)]);
