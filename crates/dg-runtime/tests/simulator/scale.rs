@@ -92,7 +92,7 @@ impl Scale {
         match action {
             Action::SetTimer(at) => self.at(at, Event::Tick),
             Action::Spawn(rank, start) => {
-                self.at(self.now + Duration::from_secs(1), Event::Spawned(rank, start))
+                self.at(self.now + Duration::from_secs(1), Event::Spawned(rank, start));
             }
             Action::Kill(rank, start) => self.at(soon, Event::Exited(rank, start, Vec::new())),
             Action::Order(rank, start, epoch, order) => self.order(rank, start, epoch, &order),

@@ -242,8 +242,8 @@ impl World {
     fn happens(&mut self, what: Happens) -> Result<(), String> {
         match what {
             Happens::HeadTimer => self.tell_head(Event::Tick),
-            Happens::ToHead(node, event) => self.to_head(node, event),
-            Happens::ToNode(node, message) => self.to_node(node, message),
+            Happens::ToHead(node, event) => self.arrive_at_head(node, event),
+            Happens::ToNode(node, message) => self.arrive_at_node(node, message),
             Happens::AgentTimer(node, incarnation) => {
                 if self.agents[node.0 as usize].incarnation == incarnation {
                     self.keep(node, NodeEvent::Tick);
@@ -296,7 +296,7 @@ impl World {
                 Action::Welcome(node) => self.send_down(node, Message::Welcome),
                 Action::RefuseNode(node, incarnation) => self.send_down(node, Message::Refused(incarnation)),
                 Action::Grant { node, seq, ttl } => {
-                    self.send_down(node, Message::Granted(self.head.term(), seq, ttl))
+                    self.send_down(node, Message::Granted(self.head.term(), seq, ttl));
                 }
                 Action::Spawn(rank, start) => self.send_down(rank.node, Message::Spawn(rank, start)),
                 Action::Kill(rank, start) => self.send_down(rank.node, Message::Kill(rank, start)),
@@ -323,7 +323,7 @@ impl World {
     }
 
     /// The head hears an event; without the rule of epochs, as if all that is said were of the present one.
-    fn to_head(&mut self, node: NodeId, event: Event) -> Result<(), String> {
+    fn arrive_at_head(&mut self, node: NodeId, event: Event) -> Result<(), String> {
         self.heard[node.0 as usize] = self.now;
         let Event::Said(rank, start, epoch, say) = event else { return self.tell_head(event) };
         let job = match self.head.registry().process(rank) {
@@ -396,7 +396,7 @@ impl World {
             match action {
                 NodeAction::Renew { seq } => self.send_up(node, Event::Renew(node, incarnation, seq)),
                 NodeAction::Fence if self.rules.leases => {
-                    agent.ranks.iter_mut().for_each(|rank| rank.close())
+                    agent.ranks.iter_mut().for_each(|rank| rank.close());
                 }
                 NodeAction::Kill if self.rules.leases => self.kill_busy(node),
                 NodeAction::Fence | NodeAction::Kill => {}

@@ -99,7 +99,7 @@ impl World {
         self.after_ms(400, 600, Happens::Hello(node, incarnation));
     }
 
-    pub(super) fn to_node(&mut self, node: NodeId, message: Message) -> Result<(), String> {
+    pub(super) fn arrive_at_node(&mut self, node: NodeId, message: Message) -> Result<(), String> {
         let index = node.0 as usize;
         let agent = &mut self.agents[index];
         if !agent.is_alive {
@@ -208,7 +208,7 @@ impl World {
 
     pub(super) fn say(&mut self, rank: RankId, say: Say) {
         let there = self.rank(rank);
-        let epoch = there.work.as_ref().map(|work| work.epoch).or(there.fence.have());
+        let epoch = there.work.as_ref().map(|work| work.epoch).or_else(|| there.fence.have());
         if let (Some(start), Some(epoch)) = (there.process, epoch) {
             self.send_up(rank.node, Event::Said(rank, start, epoch, say));
         }
