@@ -88,7 +88,7 @@ mod tests {
         let picked = free.pick(Kind::Cpu, ranks, unit, &|node| node != NodeId(9));
         let picked: Vec<_> = picked.iter().map(|rank| (rank.node.0, rank.slot)).collect();
         assert_eq!(picked, expected);
-        assert_eq!(free.count(Kind::Cpu), nodes.iter().map(|n| usize::from(*n)).sum());
+        assert_eq!(free.count(Kind::Cpu), nodes.iter().map(|n| usize::from(*n)).sum::<usize>());
     }
 
     #[test]
