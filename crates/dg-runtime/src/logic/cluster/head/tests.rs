@@ -1,0 +1,173 @@
+use super::*;
+use crate::logic::cluster::job::Failure;
+use crate::logic::cluster::placement::Kind;
+use crate::logic::cluster::planner::{Choice, Supply};
+use crate::logic::cluster::{ClientId, ModelHash};
+use dg_plan::Layout;
+
+/// All ranks that there are, side by side; memory is shared out.
+struct All;
+
+impl Planner for All {
+    fn choose(&self, spec: &JobSpec, supply: Supply) -> Option<Choice> {
+        let ranks = supply.ranks.min(spec.ranks_max);
+        let memory_bytes = 900 / ranks.max(1) as u64;
+        let layout = Layout { ulysses: ranks as u32, ..Layout::SERIAL };
+        let run = Duration::from_secs(60) / ranks.max(1) as u32;
+        let fits = ranks >= spec.ranks_min && memory_bytes <= supply.memory_bytes;
+        fits.then_some(Choice { layout, run, memory_bytes })
+    }
+}
+
+/// A head whose ranks answer at once.
+struct Tested {
+    head: Head<All>,
+    now: Duration,
+    /// All that it told ranks, but for what is repeated.
+    orders: Vec<(RankId, Stamp, Order)>,
+    rest: Vec<Action>,
+    /// Whether ranks answer that they are done.
+    are_done: bool,
+}
+
+impl Tested {
+    fn new(nodes: u32) -> Self {
+        let head = Head::new(1, HeadTimes::default(), All);
+        let mut tested =
+            Self { head, now: Duration::ZERO, orders: Vec::new(), rest: Vec::new(), are_done: false };
+        for node in 0..nodes {
+            tested.tell(Event::Hello(NodeId(node), facts(node, 1)));
+        }
+        tested.rest.clear();
+        tested
+    }
+
+    fn tell(&mut self, event: Event) {
+        for action in self.head.handle(event, self.now) {
+            match action {
+                Action::Spawn(rank, start) => self.tell(Event::Spawned(rank, start)),
+                Action::Kill(rank, start) => self.tell(Event::Exited(rank, start, Vec::new())),
+                Action::Order(rank, start, epoch, order) => {
+                    let say = match order {
+                        Order::Prepare(_) => Some(Say::Prepared),
+                        Order::InitGroup => Some(Say::Grouped),
+                        Order::Abort => Some(Say::Stopped),
+                        Order::Run { .. } => self.are_done.then_some(Say::Done),
+                    };
+                    self.orders.push((rank, epoch, order));
+                    if let Some(say) = say {
+                        self.tell(Event::Said(rank, start, epoch, say));
+                    }
+                }
+                Action::SetTimer(_) => {}
+                action => self.rest.push(action),
+            }
+        }
+    }
+
+    fn submit(&mut self, job: u64, ranks_min: usize, model: u64) {
+        let spec = JobSpec {
+            client: ClientId(0),
+            priority: 0,
+            model: ModelHash(model),
+            steps: 20,
+            ranks_min,
+            ranks_max: 4,
+            work: None,
+        };
+        self.tell(Event::Submit(JobId(job), spec));
+    }
+
+    /// Ranks that the job has.
+    fn ranks(&self, job: u64) -> Vec<RankId> {
+        let epoch = self.head.job(JobId(job)).and_then(Job::epoch);
+        epoch.map_or_else(Vec::new, |epoch| epoch.team.members.clone())
+    }
+}
+
+fn facts(node: u32, incarnation: u64) -> Facts {
+    Facts {
+        name: format!("n{node}"),
+        incarnation,
+        kind: Kind::Cuda,
+        slots: 2,
+        memory_bytes: 1000,
+        models: vec![ModelHash(1)],
+        running: Vec::new(),
+    }
+}
+
+#[test]
+fn a_job_gets_ranks_computes_and_ends_once() {
+    let mut tested = Tested::new(2);
+    tested.are_done = true;
+    tested.submit(1, 1, 1);
+    tested.submit(1, 1, 1);
+    assert_eq!(tested.rest, [Action::Finish(JobId(1), End::Done)]);
+    assert_eq!(tested.orders.len(), 4 * 3, "four ranks, three orders");
+}
+
+#[test]
+fn a_job_for_a_model_that_a_node_does_not_have_is_refused() {
+    let mut tested = Tested::new(2);
+    tested.submit(1, 1, 2);
+    assert_eq!(tested.rest, [Action::Refuse(JobId(1), Refusal::NoModel(NodeId(0)))]);
+}
+
+#[test]
+fn a_job_that_loses_its_node_goes_on_with_what_is_left_in_a_new_epoch() {
+    let mut tested = Tested::new(2);
+    tested.submit(1, 1, 1);
+    assert_eq!(tested.ranks(1).len(), 4);
+    let before = tested.orders[0].1;
+    tested.tell(Event::Closed(NodeId(1), 1));
+    let left: Vec<_> = (0..2).map(|slot| RankId { node: NodeId(0), slot }).collect();
+    assert_eq!(tested.ranks(1), left);
+    let last = tested.orders.last().map(|(_, epoch, _)| *epoch);
+    assert!(last > Some(before));
+}
+
+#[test]
+fn a_job_that_needs_more_than_there_is_does_not_hold_up_others() {
+    let mut tested = Tested::new(1);
+    tested.submit(1, 4, 1);
+    tested.submit(2, 1, 1);
+    assert_eq!((tested.ranks(1).len(), tested.ranks(2).len()), (0, 2));
+    tested.tell(Event::Hello(NodeId(1), facts(1, 1)));
+    assert_eq!(tested.ranks(1).len(), 0, "not while the other one runs");
+    tested.tell(Event::Cancel(JobId(2)));
+    assert_eq!((tested.ranks(1).len(), tested.head.jobs()), (4, 1));
+    assert_eq!(tested.rest.last(), Some(&Action::Finish(JobId(2), End::Cancelled)));
+}
+
+#[test]
+fn a_job_without_ranks_fails_when_patience_ends() {
+    let mut tested = Tested::new(1);
+    tested.submit(1, 4, 1);
+    tested.now = Duration::from_secs(600);
+    tested.tell(Event::Tick);
+    assert_eq!(tested.rest.last(), Some(&Action::Finish(JobId(1), End::Failed(Failure::NoRanks))));
+}
+
+#[test]
+fn a_restarted_agent_takes_the_place_of_its_ghost_at_once() {
+    let mut tested = Tested::new(1);
+    tested.submit(1, 1, 1);
+    let before = tested.head.job(JobId(1)).and_then(Job::epoch).map(|epoch| epoch.stamp);
+    tested.tell(Event::Hello(NodeId(0), facts(0, 2)));
+    let after = tested.head.job(JobId(1)).and_then(Job::epoch).map(|epoch| epoch.stamp);
+    assert!(after > before && tested.ranks(1).len() == 2);
+    tested.tell(Event::Closed(NodeId(0), 1));
+    assert_eq!(tested.ranks(1).len(), 2, "that was the ghost's connection");
+    tested.tell(Event::Renew(NodeId(0), 1, 5));
+    assert_eq!(tested.rest.last(), Some(&Action::RefuseNode(NodeId(0), 1)));
+}
+
+#[test]
+fn ten_thousand_jobs_may_wait() {
+    let mut tested = Tested::new(1);
+    for job in 1..=10_000 {
+        tested.submit(job, 1, 1);
+    }
+    assert_eq!((tested.head.jobs(), tested.rest.len()), (10_000, 0));
+}
