@@ -204,6 +204,7 @@ impl Decoder<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::as_conversions)]
 mod tests {
     use super::*;
 

@@ -237,6 +237,7 @@ const CODES: [Refusal; 7] = [
 ];
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::unwrap_used, clippy::as_conversions)]
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;

@@ -8,6 +8,7 @@
 //! - `hello`, `frame`: what goes over the streams, before and after
 //! - `meeting`, `stream`, `tls`: the state of a set-up, and the byte streams
 //! - `world`, `line`, `reader`: messages that have come, messages that are to go, and the thread that reads
+//! - `pool`: memory of large messages, used again
 //!
 //! Every rank makes its [`Listener`]s, tells whoever starts the ranks their addresses, and gets those of all:
 //! ```
@@ -40,6 +41,7 @@ mod hello;
 mod key;
 mod line;
 mod meeting;
+mod pool;
 mod reader;
 mod rendezvous;
 mod sockets;

@@ -2,12 +2,14 @@
 #![deny(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use super::frame::{CAUSE_BYTES_MAX, FrameError, HEADER_BYTES, Header, How};
+use super::pool::Pool;
 use super::stream::Stream;
 use super::world::{Amount, Failure, World};
 use bytes::Bytes;
 use dg_comm::Block;
 use dg_core::DType;
 use std::io::{self, BufReader, Read};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -44,14 +46,14 @@ fn read_frame(world: &World, from: usize, stream: &mut impl Read) -> Result<(), 
         Header::Message { envelope, dtype, bytes } => {
             // Before there is memory for it.
             world.expect_message(from, bytes)?;
-            let block = read_block(stream, dtype, bytes)?;
+            let block = read_block(world, stream, dtype, bytes)?;
             world.deliver(from, envelope, block);
         }
         Header::Credit { messages, bytes } => world.credit(from, Amount { messages, bytes })?,
         Header::Failure { how, rank, bytes } => {
             let failed = usize::try_from(rank).ok().filter(|rank| *rank < world.size());
             let failed = failed.ok_or(FrameError::Rank(rank))?;
-            let cause = read_bytes(stream, bytes, CAUSE_BYTES_MAX)?;
+            let cause = read_bytes(&world.pool, stream, bytes, CAUSE_BYTES_MAX)?;
             let cause = String::from_utf8_lossy(&cause).into_owned();
             if how != How::Aborted && !world.has_failed() {
                 tracing::warn!(
@@ -69,18 +71,17 @@ fn read_frame(world: &World, from: usize, stream: &mut impl Read) -> Result<(), 
     Ok(())
 }
 
-fn read_block(stream: &mut impl Read, dtype: DType, bytes: u64) -> Result<Block, Ended> {
+fn read_block(world: &World, stream: &mut impl Read, dtype: DType, bytes: u64) -> Result<Block, Ended> {
     let whole = bytes - bytes % dtype.bytes();
-    let payload = read_bytes(stream, bytes, whole)?;
+    let payload = read_bytes(&world.pool, stream, bytes, whole)?;
     let ragged = FrameError::Length { bytes, max: whole };
-    Ok(Block::from_bytes(dtype, Bytes::from(payload)).ok_or(ragged)?)
+    Ok(Block::from_bytes(dtype, payload).ok_or(ragged)?)
 }
 
-fn read_bytes(stream: &mut impl Read, bytes: u64, max: u64) -> Result<Vec<u8>, Ended> {
+fn read_bytes(pool: &Arc<Pool>, stream: &mut impl Read, bytes: u64, max: u64) -> Result<Bytes, Ended> {
     let len = usize::try_from(bytes).ok().filter(|_| bytes <= max);
-    let mut payload = vec![0; len.ok_or(FrameError::Length { bytes, max })?];
-    stream.read_exact(&mut payload)?;
-    Ok(payload)
+    let len = len.ok_or(FrameError::Length { bytes, max })?;
+    Ok(pool.filled(len, |payload| stream.read_exact(payload))?)
 }
 
 /// Read at once from the stream; larger payloads go straight to where they stay.

@@ -50,6 +50,9 @@ pub(super) struct Identity {
     pub(super) flush_max: Duration,
 }
 
+/// What a thread does.
+type Body = Box<dyn FnOnce() + Send>;
+
 impl Sockets {
     /// Starts the threads. One connection per rank, none for this one.
     pub(super) fn start(
@@ -79,11 +82,11 @@ impl Sockets {
         let (reading, writing, hanging_up) = (stream.share()?, stream.share()?, stream.share()?);
         let world = self.world.clone();
         let me = self.world.number(self.world.me);
-        let spawn = |what: &str, body: Box<dyn FnOnce() + Send>| {
+        let spawn = |what: &str, body: Body| {
             std::thread::Builder::new().name(format!("plane {me} {what} {rank}")).spawn(body)
         };
         self.streams.push(stream);
-        let (read, write): (Box<dyn FnOnce() + Send>, Box<dyn FnOnce() + Send>) = match tls {
+        let (read, write): (Body, Body) = match tls {
             None => (
                 Box::new(move || reader::run(&world, rank, reading, &hanging_up)),
                 Box::new(move || line.run(writing)),

@@ -3,6 +3,7 @@
 use super::frame::{FrameError, How};
 use super::hello::Limits;
 use super::line::Line;
+use super::pool::Pool;
 use dg_comm::inbox::Inbox;
 use dg_comm::{Block, CommError, Envelope, Gone, Ledger, Place, RankName, Result};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,6 +16,8 @@ pub(super) struct World {
     /// Of this rank; those of each peer are with its state.
     pub(super) limits: Limits,
     pub(super) ledger: Ledger,
+    /// Memory of large messages.
+    pub(super) pool: Arc<Pool>,
     /// Ways to the peers; none to this rank.
     pub(super) lines: Vec<Option<Arc<Line>>>,
     state: Mutex<State>,
@@ -117,8 +120,20 @@ impl World {
         let peer = |limits| Peer { limits, ..Peer::default() };
         let state = State { inbox, peers: of_peers.into_iter().map(peer).collect() };
         let (arrived, room) = (Condvar::new(), Condvar::new());
-        let (ledger, failure) = (Ledger::default(), OnceLock::new());
-        Self { me, first, names, limits, ledger, lines, state: Mutex::new(state), arrived, room, failure }
+        let (ledger, pool, failure) = (Ledger::default(), Arc::default(), OnceLock::new());
+        Self {
+            me,
+            first,
+            names,
+            limits,
+            ledger,
+            pool,
+            lines,
+            state: Mutex::new(state),
+            arrived,
+            room,
+            failure,
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
