@@ -6,6 +6,7 @@ use dg_comm::{BlockShape, Call, Class, CommError, Communicator, Gone, Tag};
 use dg_net::plane::{EpochKey, Listener, Member, Options, Rendezvous, Sockets};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const KEY: [u8; 32] = [5; 32];
@@ -111,9 +112,29 @@ fn what_no_rank_sends_is_the_end_of_the_peer() {
     }
 }
 
-/// A peer may send what it has room for, and no more: a flood ends at the window.
+/// Runs a test as a process of its own, so that its memory is that of nobody else.
+fn alone(test: &str) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["--exact", test, "--ignored", "--nocapture"]).output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    print!("{text}");
+}
+
 #[test]
 fn a_flood_beyond_the_credit_is_cut() {
+    alone("hostile::flood");
+}
+
+#[test]
+fn thousands_of_mutated_frames_do_no_harm() {
+    alone("hostile::mutated");
+}
+
+/// A peer may send what it has room for, and no more: a flood ends at the window.
+#[test]
+#[ignore = "measures memory; another test runs it alone"]
+fn flood() {
     for payload in [0, 4096] {
         let before = resident();
         let (comm, mut stream) = pair(options());
@@ -131,54 +152,62 @@ fn a_flood_beyond_the_credit_is_cut() {
 
 /// Whatever comes: an answer or an end, in time, and no memory to speak of.
 #[test]
-fn thousands_of_mutated_frames_do_no_harm() {
-    let mut state = 42u64;
-    let mut random = move |end: u64| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = state;
+#[ignore = "measures memory; another test runs it alone"]
+fn mutated() {
+    let mut random = Random(42);
+    drop(pair(options()));
+    let before = resident();
+    let (mut ends, mut messages) = (0, 0);
+    for i in 0..5000 {
+        let (comm, mut stream) = pair(options());
+        // One to each connection: what comes after a bad one is not read.
+        stream.write_all(&message(0, &[0; 8])).unwrap();
+        messages += usize::from(comm.recv(1, &call(LONG), BlockShape::f32(2)).is_ok());
+        let _ = stream.write_all(&random.frame());
+        // Half of them keep the connection open, so that only the frame can be the reason for its end.
+        let kept = (i % 2 == 0).then_some(stream);
+        let begin = Instant::now();
+        let _ = comm.recv(1, &call(Duration::from_millis(1)), BlockShape::f32(1));
+        assert!(begin.elapsed() < LONG / 2, "hung");
+        ends += usize::from(comm.check().is_err());
+        drop((comm, kept));
+    }
+    let grown = resident().saturating_sub(before);
+    println!("5000 frames, {messages} messages before them, {ends} ends, resident +{} KiB", grown >> 10);
+    assert!(ends > 1000 && messages == 5000, "{ends} ends, {messages} messages");
+    assert!(grown < 16 << 20, "{grown} bytes more");
+}
+
+/// Splitmix.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (x ^ (x >> 31)) % end
-    };
-    drop(pair(options()));
-    let before = resident();
-    let (mut frames, mut connections) = (0, 0);
-    while frames < 5000 {
-        let (comm, mut stream) = pair(options());
-        connections += 1;
-        for _ in 0..50 {
-            let payload = vec![7; 4 * random(30) as usize];
-            let mut frame = match random(6) {
-                0 => bare(&[2]),
-                1 => bare(&[3, 1]),
-                2 => bare(&[4 + (random(2) as u8)]),
-                _ => message(random(3) as u32, &payload),
-            };
-            for _ in 0..random(4) {
-                let at = if random(2) == 0 {
-                    random(48.min(frame.len() as u64))
-                } else {
-                    random(frame.len() as u64)
-                };
-                match random(3) {
-                    0 => frame[at as usize] ^= 1 << random(8),
-                    1 => frame[at as usize] = random(256) as u8,
-                    _ => frame.truncate(at as usize + 1),
-                }
-            }
-            frames += 1;
-            if stream.write_all(&frame).is_err() {
-                break;
+    }
+
+    /// A frame with up to four mistakes, most of them in its header.
+    fn frame(&mut self) -> Vec<u8> {
+        let payload = vec![7; 4 * self.below(30) as usize];
+        let mut frame = match self.below(6) {
+            0 => bare(&[2]),
+            1 => bare(&[3, 1]),
+            2 => bare(&[4 + (self.below(2) as u8)]),
+            _ => message(self.below(3) as u32, &payload),
+        };
+        for _ in 0..1 + self.below(4) {
+            let len = frame.len() as u64;
+            let at = if self.below(4) == 0 { self.below(len) } else { self.below(len.min(48)) } as usize;
+            match self.below(5) {
+                0 | 1 => frame[at] ^= 1 << self.below(8),
+                2 | 3 => frame[at] = self.below(256) as u8,
+                _ => frame.truncate(at + 1),
             }
         }
-        drop(stream);
-        let begin = Instant::now();
-        // A message, or an error: both are fine, a hang is not.
-        let _ = comm.recv(1, &call(LONG), BlockShape::f32(1));
-        assert!(begin.elapsed() < LONG / 2, "hung");
-        drop(comm);
+        frame
     }
-    let grown = resident().saturating_sub(before);
-    eprintln!("{frames} frames over {connections} connections, resident memory +{} KiB", grown >> 10);
-    assert!(grown < 16 << 20, "{grown} bytes more after {frames} frames");
 }
