@@ -1,13 +1,11 @@
 //! Ranks that are threads of one process: the receiver gets the sender's memory.
 
-mod inbox;
-
 use crate::communicator::{expect, invalid};
+use crate::inbox::Inbox;
 use crate::{
     Block, BlockShape, Call, CommError, Communicator, Counters, Deadline, Gone, IN_FLIGHT_MIN, Ledger, Op,
     Pending, Place, RankName, Receiving, Result, Side,
 };
-use inbox::Inbox;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -11,6 +11,7 @@
 //! - [`block`]: [`Block`], the payload: dense f32 or bf16 whose clones share memory
 //! - [`reduce`]: sums and maxima in rank order, so that every rank gets the same bits
 //! - [`in_process`]: [`InProcess`], ranks that are threads of one process; nothing is copied
+//! - [`inbox`]: what has arrived, for implementations
 //! - [`group`]: [`Group`], some of the ranks as a communicator of their own
 //! - [`counters`]: bytes, messages and waiting time per class and peer
 //! - [`error`]: [`CommError`], which names the call, the peer and a hint
@@ -55,6 +56,7 @@ pub mod delayed;
 pub mod error;
 pub mod group;
 pub mod in_process;
+pub mod inbox;
 pub mod recording;
 pub mod reduce;
 mod shared;

@@ -1,10 +1,12 @@
-//! Messages that have arrived and receives that wait for them. No locks, no waiting.
+//! Messages that have arrived and receives that wait for them, for implementations of [`crate::Communicator`]. No locks,
+//! no waiting, no limit: an implementation sees to these.
 
 use crate::{Block, Envelope};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// What one rank has not read yet.
-pub(super) struct Inbox {
+/// What one rank has not read yet. Ranks are those of the communicator, below the `size` of [`new`](Self::new); the
+/// methods panic on others.
+pub struct Inbox {
     slots: HashMap<(usize, Envelope), Slot>,
     /// Messages that have arrived and were not taken, by sender.
     unread: Vec<usize>,
@@ -26,16 +28,18 @@ struct Slot {
 }
 
 impl Inbox {
-    pub(super) fn new(size: usize) -> Self {
+    /// An empty one for messages of `size` senders.
+    pub fn new(size: usize) -> Self {
         Self { slots: HashMap::new(), unread: vec![0; size] }
     }
 
     /// Messages of `from` that were not taken.
-    pub(super) fn unread(&self, from: usize) -> usize {
+    pub fn unread(&self, from: usize) -> usize {
         self.unread[from]
     }
 
-    pub(super) fn deliver(&mut self, from: usize, envelope: Envelope, block: Block) {
+    /// A message of `from` has arrived.
+    pub fn deliver(&mut self, from: usize, envelope: Envelope, block: Block) {
         let slot = self.slots.entry((from, envelope)).or_default();
         slot.blocks.insert(slot.arrived, block);
         slot.arrived += 1;
@@ -43,7 +47,7 @@ impl Inbox {
     }
 
     /// Takes a place among the receives; the result is its ticket.
-    pub(super) fn post(&mut self, from: usize, envelope: Envelope) -> u64 {
+    pub fn post(&mut self, from: usize, envelope: Envelope) -> u64 {
         let slot = self.slots.entry((from, envelope)).or_default();
         slot.waiting += 1;
         slot.free.pop_first().unwrap_or_else(|| {
@@ -53,7 +57,7 @@ impl Inbox {
     }
 
     /// Gives the place back.
-    pub(super) fn unpost(&mut self, from: usize, envelope: Envelope, ticket: u64) {
+    pub fn unpost(&mut self, from: usize, envelope: Envelope, ticket: u64) {
         if let Some(slot) = self.slots.get_mut(&(from, envelope)) {
             slot.free.insert(ticket);
             slot.waiting -= 1;
@@ -61,12 +65,13 @@ impl Inbox {
         }
     }
 
-    pub(super) fn has(&self, from: usize, envelope: Envelope, ticket: u64) -> bool {
+    /// Whether [`take`](Self::take) would return the message of that ticket.
+    pub fn has(&self, from: usize, envelope: Envelope, ticket: u64) -> bool {
         self.slots.get(&(from, envelope)).is_some_and(|slot| slot.blocks.contains_key(&ticket))
     }
 
     /// The message of that ticket, if it is here. Uses the ticket up.
-    pub(super) fn take(&mut self, from: usize, envelope: Envelope, ticket: u64) -> Option<Block> {
+    pub fn take(&mut self, from: usize, envelope: Envelope, ticket: u64) -> Option<Block> {
         let slot = self.slots.get_mut(&(from, envelope))?;
         let block = slot.blocks.remove(&ticket)?;
         slot.waiting -= 1;
@@ -84,13 +89,13 @@ impl Inbox {
     }
 
     /// Number of messages that were not taken, and sender and envelope of the first of them in order.
-    pub(super) fn unread_of_all(&self) -> (usize, Option<(usize, Envelope)>) {
+    pub fn unread_of_all(&self) -> (usize, Option<(usize, Envelope)>) {
         let first = self.slots.iter().filter(|(_, slot)| !slot.blocks.is_empty()).map(|(key, _)| *key).min();
         (self.unread.iter().sum(), first)
     }
 
     /// Why a message of `from`, which has that number among all ranks, may be missing.
-    pub(super) fn hint(&self, from: usize, number: usize) -> String {
+    pub fn hint(&self, from: usize, number: usize) -> String {
         let unread =
             self.slots.iter().filter(|((sender, _), slot)| *sender == from && !slot.blocks.is_empty());
         let mut others: Vec<_> = unread.map(|((_, envelope), _)| *envelope).collect();
