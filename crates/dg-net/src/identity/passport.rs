@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::IdentityError;
 
-/// The name of a node or client: lower-case letters, digits and inner hyphens, at most 40 characters.
+/// The name of a node or client: lower-case letters, digits and inner hyphens, at most 63 characters: a label of the DNS.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
@@ -89,7 +89,7 @@ impl Name {
         let reason = if text.is_empty() {
             "it is empty"
         } else if text.len() > NAME_BYTES_MAX {
-            "it is longer than 40 characters"
+            "it is longer than 63 characters"
         } else if !text.chars().all(allowed) {
             "it has other characters"
         } else if text.starts_with('-') || text.ends_with('-') {
@@ -232,5 +232,5 @@ impl Passport {
 }
 
 const HEAD: &str = "head";
-const NAME_BYTES_MAX: usize = 40;
+const NAME_BYTES_MAX: usize = 63;
 const SUFFIX: &str = ".dg-cluster";
