@@ -25,11 +25,11 @@ fn state() -> (tempfile::TempDir, State) {
 
 #[test]
 fn names_are_checked() {
-    let longest = "a".repeat(40);
+    let longest = "a".repeat(63);
     for good in ["a", "node-1", "1", "gpu-04-rack-2", &longest] {
         assert_eq!(Name::parse(good).unwrap().domain(), format!("{good}.dg-cluster"));
     }
-    let long = "a".repeat(41);
+    let long = "a".repeat(64);
     for bad in ["", "head", "Node", "a.b", "a_b", "-a", "a-", "../a", "a\0", "\u{e9}", &long] {
         let error = Name::parse(bad).unwrap_err().to_string();
         assert!(error.contains("hint: "), "{error}");
