@@ -133,7 +133,7 @@ fn thousands_of_mutated_frames_do_no_harm() {
 
 /// A peer may send what it has room for, and no more: a flood ends at the window.
 #[test]
-#[ignore = "measures memory; another test runs it alone"]
+#[ignore = "run by thousands_of_mutated_frames_do_no_harm"]
 fn flood() {
     for payload in [0, 4096] {
         let before = resident();
@@ -152,7 +152,7 @@ fn flood() {
 
 /// Whatever comes: an answer or an end, in time, and no memory to speak of.
 #[test]
-#[ignore = "measures memory; another test runs it alone"]
+#[ignore = "run by thousands_of_mutated_frames_do_no_harm"]
 fn mutated() {
     let mut random = Random(42);
     drop(pair(options()));

@@ -56,7 +56,7 @@ fn start(folder: &Path, work: &str) -> Vec<Rank> {
 
 /// The body of a rank's process.
 #[test]
-#[ignore = "a rank of the other tests, which start it as a process"]
+#[ignore = "run by the other tests, which start it as a rank"]
 fn rank() {
     let Ok(me) = std::env::var("PLANE_RANK") else { return };
     let me: usize = me.parse().unwrap();
