@@ -6,9 +6,11 @@
 //! - [`endpoint`]: QUIC endpoints on which both ends have proved who they are
 //! - [`join`]: how a node with a token gets its certificate
 //! - [`wire`]: small messages as bytes
+//! - [`bus`]: actors of two processes that speak over a connection
 //! - [`plane`]: communicators between processes
 #![forbid(unsafe_code)]
 
+pub mod bus;
 pub mod endpoint;
 pub mod identity;
 pub mod join;

@@ -136,8 +136,12 @@ pub async fn read_frame<M: Message>(
     stream: &mut (impl AsyncRead + Unpin),
     within: Duration,
 ) -> Result<M, WireError> {
-    let bytes = tokio::time::timeout(within, read_bytes(stream)).await;
-    decode(&bytes.map_err(|_| WireError::Deadline { within })??)
+    decode(&read_raw(stream, within).await?)
+}
+
+/// Reads the bytes of the next message, as [`decode`] takes them; else as [`read_frame`].
+pub async fn read_raw(stream: &mut (impl AsyncRead + Unpin), within: Duration) -> Result<Vec<u8>, WireError> {
+    tokio::time::timeout(within, read_bytes(stream)).await.map_err(|_| WireError::Deadline { within })?
 }
 
 async fn read_bytes(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, WireError> {

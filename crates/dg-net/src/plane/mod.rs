@@ -56,3 +56,4 @@ pub use key::EpochKey;
 pub use rendezvous::{Member, Options, RANKS_MAX, Rendezvous};
 pub use sockets::Sockets;
 pub use tls::Tls;
+pub(crate) use tls::random;

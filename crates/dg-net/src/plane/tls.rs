@@ -23,7 +23,7 @@ pub struct Tls {
 }
 
 /// Random bytes of the system.
-pub(super) fn random<const N: usize>() -> [u8; N] {
+pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let filled = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes);
     filled.expect("the system has random numbers");

@@ -1,5 +1,6 @@
 //! Who is let in, who is not, and that the reason is told.
 
+mod bus;
 mod identity;
 mod join;
 mod matrix;
