@@ -97,18 +97,7 @@ impl JobSpec {
 
     /// Why the batch cannot run, if so.
     pub(crate) fn fault(&self) -> Option<JobError> {
-        let Some(first) = self.batch.first() else { return Some(JobError::Empty) };
-        let bad = |s: &&f64| !(0.0..=1.0).contains(*s) || **s == 0.0;
-        let all_sigmas = self.batch.iter().filter_map(|r| r.sigmas.as_ref());
-        for sigmas in all_sigmas {
-            if sigmas.is_empty() || sigmas.len() > Steps::MAX as usize {
-                return Some(JobError::Sigmas(format!("{} numbers", sigmas.len())));
-            }
-            if let Some(s) = sigmas.iter().find(bad) {
-                return Some(JobError::Sigmas(s.to_string()));
-            }
-        }
-        self.batch.iter().position(|r| !r.batches_with(first)).map(JobError::Unlike)
+        fault(&self.batch)
     }
 
     /// Tells the owner how it ended.
@@ -116,4 +105,19 @@ impl JobSpec {
         // an owner that has gone away does not care
         let _ = self.done.send(result);
     }
+}
+
+/// Why a batch cannot run, if so.
+pub(crate) fn fault(batch: &[GenerateRequest]) -> Option<JobError> {
+    let Some(first) = batch.first() else { return Some(JobError::Empty) };
+    let bad = |s: &&f64| !(0.0..=1.0).contains(*s) || **s == 0.0;
+    for sigmas in batch.iter().filter_map(|r| r.sigmas.as_ref()) {
+        if sigmas.is_empty() || sigmas.len() > Steps::MAX as usize {
+            return Some(JobError::Sigmas(format!("{} numbers", sigmas.len())));
+        }
+        if let Some(s) = sigmas.iter().find(bad) {
+            return Some(JobError::Sigmas(s.to_string()));
+        }
+    }
+    batch.iter().position(|r| !r.batches_with(first)).map(JobError::Unlike)
 }

@@ -53,3 +53,36 @@ pub fn memory_need(
     let activations = hungriest.saturating_add(repo.converted_bytes(options.dtype));
     MemoryNeed { weights: repo.weight_bytes(), encoders: repo.encoder_bytes(), activations }
 }
+
+/// Memory of a process, as far as the system tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessMemory {
+    /// Anonymous memory in bytes.
+    pub rss_anon: u64,
+    /// Resident memory in bytes, mapped weights included.
+    pub rss: u64,
+    /// The most that it was.
+    pub peak_rss: u64,
+}
+
+impl ProcessMemory {
+    /// Of this process, or the one of this number.
+    pub fn of(pid: Option<u32>) -> Self {
+        let pid = pid.map_or_else(|| "self".to_owned(), |pid| pid.to_string());
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
+        };
+        let of = |name| field(name).unwrap_or(0);
+        Self { rss_anon: of("RssAnon:"), rss: of("VmRSS:"), peak_rss: of("VmHWM:") }
+    }
+}
+
+/// Bytes of memory of this host; 0 where the system does not tell.
+pub fn of_host() -> u64 {
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}

@@ -34,6 +34,8 @@ pub(crate) enum Message {
     Told(Told),
 }
 
+impl ractor::Message for Message {}
+
 pub(crate) struct State {
     args: Setup,
     /// Until all ranks are ready or one is broken.

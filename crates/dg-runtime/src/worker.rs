@@ -12,6 +12,8 @@ pub(crate) enum Message {
     Run(Part),
 }
 
+impl ractor::Message for Message {}
+
 pub(crate) struct State {
     /// The thread ends when this is gone, once it has done what it was given.
     parts: SyncSender<Part>,

@@ -121,7 +121,7 @@ pub async fn greet(
         Answer::Refused(why) => Err(BusError::Refused { peer: head, why: printable(&why) }),
         Answer::Taken { name: theirs, incarnation: term, cookie, seal, facts } => {
             peer.claims(&theirs)?;
-            let bus = Bus::start(name, incarnation, Some(cookie)).await?;
+            let bus = Bus::start(name, incarnation, Some(cookie)).await?.of_head(term);
             let link = Link::join(&bus, peer, stream, seal, &full_name(&theirs, term), false).await?;
             Ok((bus, link, facts))
         }

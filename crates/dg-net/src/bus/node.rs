@@ -20,9 +20,11 @@ pub struct Bus {
     name: String,
     cookie: String,
     server: ActorRef<NodeServerMessage>,
-    _gateway: ActorRef<Frame>,
+    gateway: ActorRef<Frame>,
     pub(super) links: Links,
     sessions: Sessions,
+    /// Of the head.
+    head: u64,
 }
 
 /// Sessions that somebody waits for, by the labels of their streams.
@@ -60,7 +62,23 @@ impl Bus {
         let subscription = Box::new(sessions.clone());
         let subscribe = NodeServerMessage::SubscribeToEvents { id: "bus".into(), subscription };
         server.cast(subscribe).map_err(|e| BusError::Start(e.to_string()))?;
-        Ok(Self { name, cookie, server, _gateway: gateway, links, sessions })
+        Ok(Self { name, cookie, server, gateway, links, sessions, head: incarnation })
+    }
+
+    /// Ends its actors, and with them all links.
+    pub fn stop(&self) {
+        self.gateway.stop(None);
+        self.server.stop(None);
+    }
+
+    pub(super) fn of_head(mut self, incarnation: u64) -> Self {
+        self.head = incarnation;
+        self
+    }
+
+    /// Incarnation of the head at this end or the other.
+    pub fn head_incarnation(&self) -> u64 {
+        self.head
     }
 
     /// What nodes need to join it.

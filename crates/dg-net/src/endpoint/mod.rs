@@ -46,6 +46,7 @@ pub(crate) mod tls;
 pub use error::EndpointError;
 pub use options::Options;
 pub use peer::Peer;
+pub use quinn::{RecvStream, SendStream};
 pub use tls::{ALPN_CLUSTER, ALPN_JOIN};
 
 use std::net::{SocketAddr, UdpSocket};

@@ -39,6 +39,9 @@ pub enum SetUpError {
         /// Its reason.
         why: Refusal,
     },
+    /// Somebody ended it, see [`Options::stop`](super::Options::stop).
+    #[error("it was stopped")]
+    Stopped,
     /// A rank that was reached is not who it should be.
     #[error("{peer} cannot be trusted: {why}")]
     Untrusted {

@@ -7,7 +7,7 @@ use super::stream::Stream;
 use dg_comm::RankName;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The state of a set-up.
 pub(super) struct Meeting {
@@ -101,12 +101,16 @@ impl Meeting {
         &self,
         me: usize,
         (begin, end): (Instant, Instant),
+        stop: &AtomicBool,
         name: impl Fn(usize) -> RankName,
     ) -> Result<(), SetUpError> {
         let mut meet = self.lock();
         let result = loop {
             if let Some(error) = meet.failed.take() {
                 break Err(error);
+            }
+            if stop.load(Ordering::SeqCst) {
+                break Err(SetUpError::Stopped);
             }
             let here = |rank: usize| rank == me || meet.connected[rank].is_some();
             let missing: Vec<_> = (0..meet.connected.len()).filter(|rank| !here(*rank)).collect();
@@ -126,6 +130,7 @@ impl Meeting {
                 let (missing, refused) = (missing.collect(), meet.refused.clone());
                 break Err(SetUpError::Deadline { missing, waited: begin.elapsed(), refused });
             }
+            let left = left.min(LOOK_AGAIN);
             meet = self.changed.wait_timeout(meet, left).unwrap_or_else(PoisonError::into_inner).0;
         };
         self.over.store(true, Ordering::SeqCst);
@@ -138,6 +143,9 @@ impl Meeting {
         (meet.connected, meet.refused)
     }
 }
+
+/// How often a set-up looks whether it is still wanted.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Refused connections that are remembered.
 const REFUSED_MAX: usize = 16;

@@ -10,7 +10,8 @@ use super::stream::{Hurried, Stream};
 use super::tls::{self, Tls};
 use dg_comm::{IN_FLIGHT_MIN, RankName};
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,8 @@ pub struct Options {
     pub flush_max: Duration,
     /// For addresses with TLS.
     pub tls: Option<Tls>,
+    /// Set to true by whoever wants the set-up to end; it does within some hundredths of a second.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for Options {
@@ -79,6 +82,7 @@ impl Default for Options {
             hello_max: Duration::from_secs(2),
             flush_max: Duration::from_secs(5),
             tls: None,
+            stop: Arc::default(),
         }
     }
 }
@@ -111,7 +115,7 @@ impl Rendezvous {
             for to in 0..self.me {
                 scope.spawn(move || plan.call(meeting, to));
             }
-            meeting.wait(plan.me, (plan.begin, plan.end), |rank| plan.name(rank))
+            meeting.wait(plan.me, (plan.begin, plan.end), &plan.options.stop, |rank| plan.name(rank))
         });
         drop(listeners);
         met?;

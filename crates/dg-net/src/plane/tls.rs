@@ -3,6 +3,8 @@
 //! rustls has one state for both directions. The threads share it behind a lock that neither holds while it waits for
 //! the network.
 
+use crate::endpoint;
+use crate::identity::Identity;
 use super::error::Refusal;
 use super::hello;
 use super::stream::Stream;
@@ -20,6 +22,18 @@ pub struct Tls {
     pub server: Arc<ServerConfig>,
     /// For the ranks that this one connects to.
     pub client: Arc<ClientConfig>,
+}
+
+impl Tls {
+    /// Of a node with this certificate: both ends show theirs, and only those of the same CA count.
+    ///
+    /// # Errors
+    /// What the library says.
+    pub fn of(identity: &Identity) -> Result<Self, String> {
+        let server = endpoint::tls::server(identity).map_err(|e| e.to_string())?;
+        let client = endpoint::tls::client(identity).map_err(|e| e.to_string())?;
+        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
+    }
 }
 
 /// Random bytes of the system.

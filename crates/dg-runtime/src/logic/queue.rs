@@ -7,6 +7,16 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(pub u64);
 
+/// As users see it: of a head, its incarnation before the number.
+impl std::fmt::Display for JobId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0 >> 32, self.0 & 0xffff_ffff) {
+            (0, number) => write!(f, "{number}"),
+            (term, number) => write!(f, "{term}-{number}"),
+        }
+    }
+}
+
 /// Jobs that may wait.
 pub const WAITING_MAX: usize = 4096;
 /// Losses in a row, without a job finished in between, before the cluster stops. A job that takes several ranks of

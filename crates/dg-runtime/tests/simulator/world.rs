@@ -187,6 +187,7 @@ impl World {
                 ranks_min: self.rng.range(1, 1 + all.min(3)) as usize,
                 ranks_max: self.rng.range(3, 7) as usize,
                 work: None,
+                ask: None,
             };
             let (job, at) =
                 (JobId(number), Duration::from_millis(1000 + 1500 * (number - 1) + self.rng.range(0, 1400)));

@@ -7,6 +7,7 @@ use super::checkpoint::{Checkpoint, Reference};
 use super::pace::Pace;
 use super::{JobId, RankId, Stamp};
 use dg_plan::Layout;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +61,7 @@ pub enum Say {
 }
 
 /// Why a rank cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Trouble {
     /// Memory is not enough.
     Oom {
@@ -134,6 +135,8 @@ pub struct EpochTimes {
     pub quiet_steps: u32,
     /// Ranks that do not answer an abort for so long are given up.
     pub abort_grace: Duration,
+    /// Attempts in a row without a checkpoint that are made.
+    pub barren_max: u32,
 }
 
 impl Default for EpochTimes {
@@ -146,6 +149,7 @@ impl Default for EpochTimes {
             quiet_min: Duration::from_secs(10),
             quiet_steps: 3,
             abort_grace: Duration::from_millis(300),
+            barren_max: 3,
         }
     }
 }

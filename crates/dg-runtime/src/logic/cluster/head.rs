@@ -8,7 +8,7 @@ use super::planner::Planner;
 use super::queue::Queue;
 use super::registry::{Facts, ProcessTimes, Registry};
 use super::timers::Timers;
-use super::{JobId, NodeId, RankId, Stamp};
+use super::{JobId, ModelHash, NodeId, RankId, Stamp};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub enum Event {
     Cancel(JobId),
     /// A node says that it is there.
     Hello(NodeId, Facts),
+    /// A node that is in has this model too.
+    Model(NodeId, ModelHash),
     /// The agent of this incarnation asks for its lease.
     Renew(NodeId, u64, u64),
     /// The connection to the agent of this incarnation is gone.
@@ -156,6 +158,11 @@ impl<P: Planner> Head<P> {
         }
     }
 
+    /// What starting a process and loading weights was seen to last.
+    pub fn set_respawn(&mut self, took: Duration) {
+        self.times.respawn = took;
+    }
+
     /// Its incarnation.
     pub fn term(&self) -> u64 {
         self.term
@@ -193,6 +200,9 @@ impl<P: Planner> Head<P> {
             Event::Submit(job, spec) => self.submit(job, spec, now, &mut out),
             Event::Cancel(job) => self.on_job(job, super::job::Event::Cancel, now, &mut out),
             Event::Hello(node, facts) => self.hello(node, facts, now, &mut out),
+            Event::Model(node, model) => {
+                self.on_registry(super::registry::Event::Model(node, model), now, &mut out);
+            }
             Event::Renew(node, incarnation, seq) => {
                 let event = lease::HeadEvent::Renew { node, incarnation, seq };
                 self.on_leases(event, now, &mut out);

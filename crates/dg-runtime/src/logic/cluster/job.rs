@@ -4,7 +4,7 @@ use super::checkpoint::Checkpoints;
 use super::epoch::{self, Cause, Epoch, EpochTimes, Order, State, Team};
 use super::pace::Pace;
 use super::{ClientId, ModelHash, RankId, Stamp};
-use dg_plan::{Layout, Work};
+use dg_plan::{Ask, Layout, Work};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct JobSpec {
     pub ranks_max: usize,
     /// What a planner that searches goes by.
     pub work: Option<Arc<Work>>,
+    /// The layout that is asked for; absent, any.
+    pub ask: Option<Arc<Ask>>,
 }
 
 /// How a job ended.
@@ -209,6 +211,11 @@ impl Job {
         &self.attempts
     }
 
+    /// Whether it has lost ranks before: it then goes on with fewer than it asked for.
+    pub fn has_begun(&self) -> bool {
+        !self.attempts.is_empty()
+    }
+
     /// Its latents.
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.checkpoints
@@ -349,7 +356,7 @@ impl Job {
         }
         let end = match cause {
             Cause::Cancelled => Some(End::Cancelled),
-            cause if self.barren >= BARREN_MAX => {
+            cause if self.barren >= self.times.barren_max => {
                 Some(End::Failed(Failure::NoProgress { cause, step, epochs: self.epochs }))
             }
             _ => None,
@@ -450,8 +457,6 @@ fn is_respawn_sooner(prices: &Prices) -> bool {
     }
 }
 
-/// Attempts in a row without a checkpoint that are made.
-pub const BARREN_MAX: u32 = 3;
 /// Attempts that are remembered.
 const ATTEMPTS_MAX: usize = 64;
 

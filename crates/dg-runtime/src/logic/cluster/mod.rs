@@ -26,6 +26,8 @@ pub mod queue;
 pub mod registry;
 pub mod timers;
 
+use serde::{Deserialize, Serialize};
+
 pub use super::queue::JobId;
 
 /// A node: its place in the cluster's list of names. A name keeps its number.
@@ -51,7 +53,7 @@ pub struct ModelHash(pub u64);
 
 /// A number that the head gives out once: epochs of jobs and starts of processes. Later ones are larger, those of a
 /// later head larger than all of an earlier one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
     /// Incarnation of the head.
     pub term: u64,

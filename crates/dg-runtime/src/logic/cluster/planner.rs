@@ -1,7 +1,8 @@
 //! How a job is laid out on the ranks that there are.
 
 use super::job::JobSpec;
-use dg_plan::{Bounds, Layout, Machine, Pipeline, search};
+use dg_plan::{Ask, Balance, Bounds, Layout, Machine, Passes, Pipeline, Plan, search};
+use dg_plan::search::valid_layouts;
 use std::time::Duration;
 
 /// What there is for a job.
@@ -58,6 +59,59 @@ impl Planner for SearchPlanner {
     }
 }
 
+/// Takes the layout that a job asks for, and on fewer ranks the fastest that keeps its picture: bit for bit unless it
+/// asked for Ring, whose sums are rounded in another order than those of other degrees.
+#[derive(Clone, Debug)]
+pub struct AskPlanner {
+    /// What computes.
+    pub machine: Machine,
+}
+
+impl AskPlanner {
+    fn choice(&self, spec: &JobSpec, ask: &Ask, memory_bytes: u64) -> Option<(Choice, Plan)> {
+        let work = spec.work.as_deref()?;
+        let ask = Ask { num_gpus: None, memory_bytes: Some(memory_bytes), ..ask.clone() };
+        let plan = Plan::new(work, &ask).ok()?;
+        let run = Duration::try_from_secs_f64(plan.predict(&self.machine).run_s).unwrap_or(Duration::MAX);
+        let choice = Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.total() };
+        Some((choice, plan))
+    }
+}
+
+impl Planner for AskPlanner {
+    fn choose(&self, spec: &JobSpec, supply: Supply) -> Option<Choice> {
+        let (work, ask) = (spec.work.as_deref()?, spec.ask.as_deref()?);
+        let wanted = usize::try_from(ask.layout.ranks()).ok()?;
+        if supply.ranks >= wanted
+            && let Some((choice, _)) = self.choice(spec, ask, supply.memory_bytes)
+        {
+            return Some(choice);
+        }
+        let (_, asked) = self.choice(spec, ask, u64::MAX)?;
+        let is_stale = asked.passes == Passes::Patches;
+        let ask = match is_stale {
+            true => Ask { patches: Some(asked.patches.runs().len()), pipeline: Pipeline::Stale, ..ask.clone() },
+            false => Ask { pipeline: Pipeline::Exact, ..ask.clone() },
+        };
+        let ask = Ask { balance: Balance::Time, ..ask };
+        let keeps = |plan: &Plan| {
+            let is_like = (plan.passes == Passes::Patches) == is_stale;
+            is_like && (plan.layout.ring == 1 || asked.layout.ring > 1)
+        };
+        let most = supply.ranks.min(wanted);
+        let counts = (spec.ranks_min.max(1)..=most).rev().take(COUNTS_MAX);
+        let layouts = counts.flat_map(|ranks| valid_layouts(work, ranks as u64)).filter(|l| l.dp == 1);
+        let found = layouts.filter_map(|layout| {
+            let ask = Ask { layout, ..ask.clone() };
+            let (choice, plan) = self.choice(spec, &ask, supply.memory_bytes)?;
+            keeps(&plan).then_some(choice)
+        });
+        found.min_by_key(|choice| (choice.run, choice.layout.ranks()))
+    }
+}
+
+/// Numbers of ranks that are looked at when there are fewer than a job asks for.
+const COUNTS_MAX: usize = 8;
 /// Numbers of ranks just below the most that are looked at.
 const NEAR_MAX: usize = 4;
 
@@ -82,6 +136,7 @@ mod tests {
             ranks_min: 1,
             ranks_max: 8,
             work: Some(Arc::new(Work::one(known::flux_dev(), size))),
+            ask: None,
         };
         let choose = |ranks, gib: u64| planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30 });
         let (eight, seven) = (choose(8, 80).unwrap(), choose(7, 80).unwrap());

@@ -76,6 +76,8 @@ impl Default for ProcessTimes {
 pub enum Event {
     /// A node is in; after a restart nothing is left of its processes.
     Up(NodeId, Facts, bool),
+    /// A node has this model too.
+    Model(NodeId, ModelHash),
     /// A node is out.
     Down(NodeId),
     /// A node takes no new work, or does again.
@@ -226,6 +228,16 @@ impl Registry {
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
             Event::Up(node, facts, is_restart) => self.up(node, facts, is_restart, now),
+            Event::Model(node, model) => {
+                if let Some(node) = self.nodes.get_mut(&node)
+                    && node.is_up
+                    && !node.facts.models.contains(&model)
+                {
+                    node.facts.models.push(model);
+                    *self.models.entry(model).or_default() += 1;
+                }
+                Vec::new()
+            }
             Event::Down(node) => self.down(node, now),
             Event::Drain(node, is_draining) => self.drain(node, is_draining, now),
             Event::Spawned(rank, start) if self.process(rank) == Process::Spawning(start) => {

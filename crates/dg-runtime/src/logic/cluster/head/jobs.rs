@@ -101,7 +101,9 @@ impl<P: Planner> Head<P> {
             };
             let kind = kind(&self.registry);
             let (free, all) = (self.registry.free().count(kind), self.registry.capacity(kind));
-            let is_worth_it = free >= job.spec.ranks_min.max(1);
+            // Ranks that are busy now are waited for; one that goes on takes what is left of those that it had.
+            let wanted = if job.has_begun() { 1 } else { job.spec.ranks_max.min(all) };
+            let is_worth_it = free >= job.spec.ranks_min.max(wanted).max(1);
             let found = is_worth_it.then(|| self.find(&job.spec, job.memory_bytes, kind)).flatten();
             match found {
                 Some((choice, ranks)) => self.start(id, choice, ranks, now, out),

@@ -1,0 +1,344 @@
+//! The actor of an agent.
+
+use super::super::protocol::{AgentAsk, Down, LogLines, NodeSpec, RankIn, RankOrder, RankOut, RankSay, Up};
+use super::dial::{self, Running};
+use super::ranks::Rank;
+use super::{AgentArgs, AgentError};
+use crate::fleet::job::ModelCard;
+use crate::logic::cluster::Stamp;
+use crate::logic::cluster::lease::{Keeper, LeaseTimes, NodeAction, NodeEvent};
+use bytes::Bytes;
+use dg_net::bus::{Link, Received};
+use dg_net::identity::Identity;
+use dg_net::wire;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::oneshot;
+
+/// What the actor hears.
+pub(super) enum Message {
+    /// A head has taken the node.
+    Connected(Link, Box<NodeSpec>, u64),
+    /// The connection to it is gone.
+    Lost(String),
+    /// It says something.
+    Heard(Received),
+    /// A rank says something.
+    FromRank(u16, Stamp, RankOut, Bytes),
+    /// A rank has ended, for this reason.
+    Gone(u16, Stamp, String),
+    /// A model was looked for.
+    Model(String, Result<String, String>),
+    /// Time has passed.
+    Tick,
+    /// The agent is to end: nicely.
+    Stop,
+}
+
+impl ractor::Message for Message {}
+
+pub(super) async fn run(
+    args: AgentArgs,
+    identity: Identity,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), AgentError> {
+    let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
+    let (ended, end) = oneshot::channel();
+    let running = Running::default();
+    let arguments = (args.clone(), running.clone(), ended);
+    let (actor, joined) = Actor::spawn(None, AgentActor, arguments)
+        .await
+        .map_err(|e| AgentError::System(e.to_string()))?;
+    let dialling = tokio::spawn(dial::dial(args, identity, incarnation, running, actor.clone()));
+    let result = tokio::select! {
+        _ = end => Ok(()),
+        dialled = dialling => dialled.unwrap_or_else(|e| Err(AgentError::System(e.to_string()))),
+        () = stop => {
+            let _ = actor.cast(Message::Stop);
+            Ok(())
+        }
+    };
+    actor.stop(None);
+    let _ = tokio::time::timeout(Duration::from_secs(3), joined).await;
+    result
+}
+
+struct AgentActor;
+
+struct State {
+    args: AgentArgs,
+    begin: Instant,
+    link: Option<Link>,
+    spec: Option<NodeSpec>,
+    term: u64,
+    keeper: Keeper,
+    ranks: BTreeMap<u16, Rank>,
+    /// Slots that had a process before.
+    had: Vec<u16>,
+    running: Running,
+    timer: Option<tokio::task::JoinHandle<()>>,
+    ended: Option<oneshot::Sender<()>>,
+}
+
+impl Actor for AgentActor {
+    type Msg = Message;
+    type State = State;
+    type Arguments = (AgentArgs, Running, oneshot::Sender<()>);
+
+    async fn pre_start(
+        &self,
+        me: ActorRef<Message>,
+        (args, running, ended): Self::Arguments,
+    ) -> Result<State, ActorProcessingErr> {
+        let keeper = Keeper::new(LeaseTimes::default(), Duration::ZERO);
+        let _ = me.cast(Message::Tick);
+        let begin = Instant::now();
+        let (ranks, had) = (BTreeMap::new(), Vec::new());
+        let ended = Some(ended);
+        Ok(State { args, begin, link: None, spec: None, term: 0, keeper, ranks, had, running, timer: None, ended })
+    }
+
+    async fn handle(
+        &self,
+        me: ActorRef<Message>,
+        message: Message,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            Message::Connected(link, spec, term) => state.connected(link, *spec, term, &me),
+            Message::Lost(reason) => {
+                tracing::warn!(reason, "the connection to the head is lost");
+                state.link = None;
+            }
+            Message::Heard(Received::Cast(bytes)) => state.heard(&bytes, Bytes::new(), &me),
+            Message::Heard(Received::Bulk(bytes, body)) => state.heard(&bytes, body, &me),
+            Message::Heard(Received::Call(bytes, reply)) => {
+                let lines = match wire::decode::<AgentAsk>(&bytes) {
+                    Ok(AgentAsk::Logs(Some(slot), after)) => state.lines(slot, after),
+                    Ok(AgentAsk::Logs(None, _)) | Err(_) => LogLines::default(),
+                };
+                let _ = reply.send(&lines);
+            }
+            Message::FromRank(slot, start, RankOut::Ready, _) => {
+                if let Some(rank) = state.rank(slot, start) {
+                    let spawned = Up::Spawned(slot, start, rank.pid);
+                    state.say(&spawned);
+                }
+            }
+            Message::FromRank(slot, start, RankOut::Said(epoch, say), body) => {
+                state.said(slot, start, epoch, say, body);
+            }
+            Message::Gone(slot, start, how) => state.gone(slot, start, how),
+            Message::Model(name, result) => state.say(&Up::Model(name, result)),
+            Message::Tick => state.keep(NodeEvent::Tick, &me),
+            Message::Stop => state.end(),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(&self, _: ActorRef<Message>, state: &mut State) -> Result<(), ActorProcessingErr> {
+        state.ranks.values_mut().for_each(Rank::kill);
+        // Processes that are dying are waited for by their watchers; give them a moment.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        Ok(())
+    }
+}
+
+impl State {
+    fn connected(&mut self, link: Link, spec: NodeSpec, term: u64, me: &ActorRef<Message>) {
+        tracing::info!(term, slots = spec.slots, "the head has taken this node");
+        let lease = spec.lease;
+        if self.spec.is_none() {
+            let times = LeaseTimes {
+                ttl: lease.ttl,
+                renew: lease.renew,
+                margin: lease.margin,
+                grace: lease.grace,
+                alone_max: lease.alone_max,
+            };
+            self.keeper = Keeper::new(times, self.begin.elapsed());
+        }
+        (self.link, self.term) = (Some(link), term);
+        if let Some(model) = spec.model.clone() {
+            self.probe(model, me);
+        } else {
+            self.say(&Up::Model(String::new(), Err("the file names no model".into())));
+        }
+        self.spec = Some(spec);
+        self.keep(NodeEvent::Tick, me);
+    }
+
+    fn probe(&self, name: String, me: &ActorRef<Message>) {
+        let (open, me) = (self.args.open.clone(), me.clone());
+        tokio::task::spawn_blocking(move || {
+            let card = open(&name).map(|repo| ModelCard { id: repo.id().clone(), shape: repo.shape().clone() });
+            let card = card.and_then(|card| serde_json::to_string(&card).map_err(|e| e.to_string()));
+            let _ = me.cast(Message::Model(name, card));
+        });
+    }
+
+    fn heard(&mut self, bytes: &[u8], body: Bytes, me: &ActorRef<Message>) {
+        let down = match wire::decode::<Down>(bytes) {
+            Ok(down) => down,
+            Err(error) => return tracing::warn!(%error, "the head says something that is not understood"),
+        };
+        match down {
+            Down::Granted { seq, ttl } => {
+                let term = self.term;
+                self.keep(NodeEvent::Granted { term, seq, ttl }, me);
+            }
+            Down::Spawn(slot, start) => self.spawn(slot, start, me),
+            Down::Kill(slot, start) => match self.rank(slot, start) {
+                Some(rank) => rank.kill(),
+                None => self.say(&Up::Exited(slot, start, "it does not run".into(), Vec::new())),
+            },
+            Down::Order(slot, start, epoch, order) => {
+                if let Some(rank) = self.rank(slot, start) {
+                    rank.is_busy |= !matches!(order, RankOrder::Abort);
+                    rank.send(RankIn::Order(epoch, order), body);
+                }
+            }
+            Down::Probe(name) => self.probe(name, me),
+            Down::Exit => self.end(),
+        }
+    }
+
+    fn spawn(&mut self, slot: u16, start: Stamp, me: &ActorRef<Message>) {
+        let Some(spec) = self.spec.as_ref().filter(|spec| slot < spec.slots) else { return };
+        match self.ranks.get_mut(&slot) {
+            // Asked again: it says that it is there when it is.
+            Some(rank) if rank.start == start => {
+                let spawned = Up::Spawned(slot, start, rank.pid);
+                return self.say(&spawned);
+            }
+            Some(rank) if rank.start > start => return,
+            Some(rank) => rank.kill(),
+            None => {}
+        }
+        let is_first = !self.had.contains(&slot);
+        match Rank::spawn(&self.args, spec, (slot, start), is_first, me) {
+            Ok(rank) => {
+                tracing::info!(slot, pid = rank.pid, "a rank is started");
+                self.had.push(slot);
+                self.ranks.insert(slot, rank);
+                self.tell_running();
+            }
+            Err(error) => {
+                let how = format!("it cannot be started: {error}");
+                self.say(&Up::Exited(slot, start, how, Vec::new()));
+            }
+        }
+    }
+
+    fn said(&mut self, slot: u16, start: Stamp, epoch: Stamp, say: RankSay, body: Bytes) {
+        let Some(rank) = self.rank(slot, start) else { return };
+        if matches!(say, RankSay::Done | RankSay::Stopped | RankSay::Failed(_)) {
+            rank.is_busy = false;
+        }
+        let up = Up::Said(slot, start, epoch, say);
+        if body.is_empty() {
+            return self.say(&up);
+        }
+        if let Some(link) = self.link.clone() {
+            tokio::spawn(async move {
+                if let Err(error) = link.bulk(&up, body).await {
+                    tracing::warn!(%error, "a result did not reach the head");
+                }
+            });
+        }
+    }
+
+    fn gone(&mut self, slot: u16, start: Stamp, how: String) {
+        let Some(rank) = self.rank(slot, start) else { return };
+        let tail = rank.tail();
+        tracing::warn!(slot, pid = rank.pid, how, "a rank has ended");
+        self.ranks.remove(&slot);
+        self.tell_running();
+        let mut tail: Vec<String> = tail.into_iter().map(|line| line.chars().take(300).collect()).collect();
+        tail.retain(|line: &String| !line.trim().is_empty());
+        self.say(&Up::Exited(slot, start, how, tail));
+    }
+
+    fn rank(&mut self, slot: u16, start: Stamp) -> Option<&mut Rank> {
+        self.ranks.get_mut(&slot).filter(|rank| rank.start == start)
+    }
+
+    fn lines(&self, slot: u16, after: u64) -> LogLines {
+        let log = self.ranks.get(&slot).map(|rank| rank.log.clone());
+        log.map(|log| log.lock().unwrap_or_else(PoisonError::into_inner).after(after)).unwrap_or_default()
+    }
+
+    fn tell_running(&self) {
+        let all = self.ranks.iter().map(|(slot, rank)| (*slot, rank.start)).collect();
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// What does not reach the head is said again, or was said by a connection that is over.
+    fn say(&self, up: &Up) {
+        if let Some(link) = &self.link
+            && let Err(error) = link.cast(up)
+        {
+            tracing::debug!(%error, "the head does not hear");
+        }
+    }
+
+    /// The lease of the node.
+    fn keep(&mut self, event: NodeEvent, me: &ActorRef<Message>) {
+        if self.spec.is_none() {
+            // Until a head has said how long leases are, there is none to lose; but nobody waits for ever.
+            if self.begin.elapsed() > ALONE_AT_START_MAX {
+                return self.end();
+            }
+            return self.set_timer(Duration::from_secs(1), me);
+        }
+        let now = self.begin.elapsed();
+        for action in self.keeper.handle(event, now) {
+            match action {
+                NodeAction::Renew { seq } => {
+                    let memory = |rank: &Rank| crate::memory::ProcessMemory::of(Some(rank.pid)).rss;
+                    let memory = self.ranks.iter().map(|(slot, rank)| (*slot, memory(rank))).collect();
+                    self.say(&Up::Renew(seq, memory));
+                }
+                NodeAction::Fence => {
+                    tracing::warn!("the lease of this node is over: its ranks stop");
+                    self.ranks.values().for_each(|rank| rank.send(RankIn::Fence, Bytes::new()));
+                }
+                NodeAction::Kill => {
+                    self.ranks.values_mut().filter(|rank| rank.is_busy).for_each(Rank::kill);
+                }
+                NodeAction::Exit => {
+                    tracing::warn!("no head for too long: this agent ends");
+                    self.end();
+                }
+                NodeAction::SetTimer(at) => {
+                    self.set_timer(at.saturating_sub(now) + Duration::from_millis(1), me);
+                }
+            }
+        }
+    }
+
+    /// There is one timer: a new one takes its place.
+    fn set_timer(&mut self, wait: Duration, me: &ActorRef<Message>) {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+        let me = me.clone();
+        self.timer = Some(tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let _ = me.cast(Message::Tick);
+        }));
+    }
+
+    fn end(&mut self) {
+        self.ranks.values_mut().for_each(Rank::kill);
+        if let Some(ended) = self.ended.take() {
+            let _ = ended.send(());
+        }
+    }
+}
+
+/// How long an agent that has never had a head looks for one.
+const ALONE_AT_START_MAX: Duration = Duration::from_secs(600);

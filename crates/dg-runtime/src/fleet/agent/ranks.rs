@@ -1,0 +1,175 @@
+//! The processes of the ranks of a node.
+
+use super::super::pipe;
+use super::super::protocol::{NodeSpec, RankIn, RankOut, RankSetup};
+use super::actor::Message;
+use super::log::Log;
+use super::AgentArgs;
+use crate::failpoint;
+use crate::logic::cluster::Stamp;
+use bytes::Bytes;
+use ractor::ActorRef;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+
+/// One rank that runs.
+pub(super) struct Rank {
+    pub(super) start: Stamp,
+    pub(super) pid: u32,
+    pub(super) log: Arc<Mutex<Log>>,
+    /// Whether it may be at work for some epoch.
+    pub(super) is_busy: bool,
+    frames: mpsc::UnboundedSender<(RankIn, Bytes)>,
+    kill: Option<oneshot::Sender<()>>,
+}
+
+impl Rank {
+    /// Starts a process. What it says and that it ends comes to `actor`. A failpoint is for the first of a slot only.
+    pub(super) fn spawn(
+        args: &AgentArgs,
+        spec: &NodeSpec,
+        (slot, start): (u16, Stamp),
+        is_first: bool,
+        actor: &ActorRef<Message>,
+    ) -> std::io::Result<Self> {
+        let (own, other) = pipe::pair()?;
+        let (program, arguments) = &args.rank;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(other).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.envs(&spec.env).process_group(0);
+        if !is_first {
+            command.env_remove(failpoint::VARIABLE);
+        }
+        let mut child = command.spawn()?;
+        // The command holds the other end.
+        drop(command);
+        let pid = child.id().unwrap_or_default();
+        let log: Arc<Mutex<Log>> = Arc::default();
+        let file = log_file(args, slot);
+        let output = child.stdout.take().map(|out| read_lines(out, log.clone(), file.clone()));
+        let errors = child.stderr.take().map(|out| read_lines(out, log.clone(), file));
+        let readers = [output, errors].into_iter().flatten().map(tokio::spawn).collect::<Vec<_>>();
+        let (frames, outgoing) = mpsc::unbounded_channel();
+        let (incoming, half) = own.into_split();
+        tokio::spawn(pipe::write(half, outgoing));
+        tokio::spawn(listen(incoming, slot, start, actor.clone()));
+        let (kill, killed) = oneshot::channel();
+        tokio::spawn(watch(child, killed, readers, slot, start, actor.clone()));
+        let rank = Self { start, pid, log, is_busy: false, frames, kill: Some(kill) };
+        rank.send(RankIn::Setup(setup(args, spec, slot)), Bytes::new());
+        Ok(rank)
+    }
+
+    pub(super) fn send(&self, message: RankIn, body: Bytes) {
+        // A process that is gone is told of elsewhere.
+        let _ = self.frames.send((message, body));
+    }
+
+    pub(super) fn kill(&mut self) {
+        self.kill.take();
+    }
+
+    pub(super) fn tail(&self) -> Vec<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).tail(TAIL_LINES)
+    }
+}
+
+fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16) -> RankSetup {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let share = processors / usize::from(spec.slots.max(1));
+    RankSetup {
+        number: spec.first + u32::from(slot),
+        node: args.name.to_string(),
+        state_dir: args.state_dir.display().to_string(),
+        model: spec.model.clone(),
+        threads: spec.threads.unwrap_or(u32::try_from(share).unwrap_or(1)).max(1),
+        plane_host: spec.plane_host.clone(),
+        tensor_tls: spec.tensor_tls,
+        agent: std::process::id(),
+    }
+}
+
+/// Waits for the end of the process, or ends it.
+async fn watch(
+    mut child: Child,
+    killed: oneshot::Receiver<()>,
+    readers: Vec<tokio::task::JoinHandle<()>>,
+    slot: u16,
+    start: Stamp,
+    actor: ActorRef<Message>,
+) {
+    let status = tokio::select! {
+        status = child.wait() => status,
+        _ = killed => {
+            let _ = child.start_kill();
+            child.wait().await
+        }
+    };
+    // Its last words, unless a child of its own keeps the pipe open.
+    let last_words = async {
+        for reader in readers {
+            let _ = reader.await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
+    let how = status.map_or_else(|e| e.to_string(), describe);
+    let _ = actor.cast(Message::Gone(slot, start, how));
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+async fn listen(
+    mut incoming: tokio::net::unix::OwnedReadHalf,
+    slot: u16,
+    start: Stamp,
+    actor: ActorRef<Message>,
+) {
+    while let Ok((message, body)) = pipe::read::<RankOut>(&mut incoming).await {
+        if actor.cast(Message::FromRank(slot, start, message, body)).is_err() {
+            return;
+        }
+    }
+}
+
+fn log_file(args: &AgentArgs, slot: u16) -> Option<Arc<Mutex<std::fs::File>>> {
+    let folder = args.state_dir.join("log");
+    std::fs::create_dir_all(&folder).ok()?;
+    let path = folder.join(format!("{}-{slot}.log", args.name));
+    let is_large = path.metadata().is_ok_and(|file| file.len() > LOG_BYTES_MAX);
+    if is_large {
+        let _ = std::fs::rename(&path, path.with_extension("log.1"));
+    }
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path).ok()?;
+    Some(Arc::new(Mutex::new(file)))
+}
+
+async fn read_lines(
+    out: impl AsyncRead + Unpin + Send + 'static,
+    log: Arc<Mutex<Log>>,
+    file: Option<Arc<Mutex<std::fs::File>>>,
+) {
+    use std::io::Write;
+    let mut lines = BufReader::new(out).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if let Some(file) = &file {
+            let _ = writeln!(file.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
+        }
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(&line);
+    }
+}
+
+/// Log lines that go to the head when a rank ends.
+const TAIL_LINES: usize = 20;
+const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_millis(20);
+const LOG_BYTES_MAX: u64 = 16 << 20;

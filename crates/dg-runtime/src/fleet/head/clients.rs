@@ -1,0 +1,244 @@
+//! Clients of the head: each question is a stream of its own, and so is its answer.
+
+use super::actor::{Message, State};
+use super::events::Event;
+use crate::fleet::job::JobBody;
+use crate::fleet::protocol::{AgentAsk, LogLines};
+use crate::logic::cluster::{JobId, head};
+use bytes::Bytes;
+use dg_net::bus::BULK_BYTES_MAX;
+use dg_net::endpoint::Peer;
+use dg_net::wire::{self, WireError};
+use quic::{Receiving, Sending};
+use ractor::ActorRef;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// The streams of a client, without the name of the library.
+mod quic {
+    pub(super) use dg_net::endpoint::{RecvStream as Receiving, SendStream as Sending};
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Make this job; the body is a [`JobBody`] as JSON.
+    Submit,
+    /// What nodes, ranks and jobs there are, as JSON.
+    Status,
+    /// Jobs that wait, run and are over, as JSON.
+    Jobs,
+    /// What has happened, as JSON.
+    Events,
+    /// The card of a model; absent, of the file's.
+    Model(Option<String>),
+    /// Cancel a job.
+    Cancel(String),
+    /// Give a node no new work, or give it work again.
+    Drain(String, bool),
+    /// Log lines of a rank after this number.
+    Logs(u32, u64),
+    /// End the cluster.
+    Down,
+}
+
+impl wire::Message for Ask {}
+
+/// What the head answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Tell {
+    /// The job is taken.
+    Accepted {
+        /// Its number.
+        job: String,
+    },
+    /// A step event as JSON.
+    Event(String),
+    /// Something notable, an event of a report as JSON.
+    Notice(String),
+    /// The body is what a rank did and made.
+    Rank,
+    /// All ranks were told of.
+    Done,
+    /// The job is cancelled.
+    Cancelled,
+    /// It did not work.
+    Failed {
+        /// Why.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+        /// Exit code of a program that ends because of it.
+        exit: u8,
+    },
+    /// The body is the answer.
+    Answer,
+}
+
+impl wire::Message for Tell {}
+
+/// Where the answers to a question go.
+pub(super) struct Sink {
+    sender: Option<mpsc::UnboundedSender<(Tell, Bytes)>>,
+    /// Told when the client goes away.
+    job: std::sync::Arc<std::sync::OnceLock<JobId>>,
+}
+
+impl Sink {
+    pub(super) fn nobody() -> Self {
+        Self { sender: None, job: Default::default() }
+    }
+
+    /// That the client is gone does not matter here: it is told of elsewhere.
+    pub(super) fn tell(&self, tell: Tell, body: Bytes) {
+        if let Some(sender) = &self.sender {
+            let _ = sender.send((tell, body));
+        }
+    }
+
+    fn json(&self, value: &impl Serialize) {
+        self.tell(Tell::Answer, serde_json::to_vec(value).unwrap_or_default().into());
+    }
+
+    fn fail(&self, message: String, hint: Option<&str>, exit: dg_core::ExitCode) {
+        self.tell(Tell::Failed { message, hint: hint.map(Into::into), exit: exit.code() }, Bytes::new());
+    }
+
+    /// The question was for this job: when the client goes, so does the job.
+    pub(super) fn of_job(&mut self, job: JobId, _: &ActorRef<Message>) {
+        let _ = self.job.set(job);
+    }
+}
+
+/// Serves a client until it leaves.
+pub(super) async fn serve(peer: Peer, actor: ActorRef<Message>) {
+    let name = peer.name().to_string();
+    while let Ok((sending, receiving)) = peer.connection().accept_bi().await {
+        tokio::spawn(question(name.clone(), sending, receiving, actor.clone()));
+    }
+}
+
+async fn question(name: String, mut sending: Sending, mut receiving: Receiving, actor: ActorRef<Message>) {
+    let (ask, body) = match read::<Ask>(&mut receiving, QUESTION_MAX).await {
+        Ok(read) => read,
+        Err(error) => return tracing::warn!(client = name, %error, "a question that is not understood"),
+    };
+    let (sender, mut answers) = mpsc::unbounded_channel();
+    let job = std::sync::Arc::new(std::sync::OnceLock::new());
+    let sink = Sink { sender: Some(sender), job: job.clone() };
+    if actor.cast(Message::Ask(name, ask, body, sink)).is_err() {
+        return;
+    }
+    loop {
+        let answer = tokio::select! {
+            answer = answers.recv() => answer,
+            // The client has left, or says nothing more by ending its side for good.
+            _ = sending.stopped() => break,
+        };
+        let Some((tell, body)) = answer else {
+            let _ = sending.finish();
+            let _ = tokio::time::timeout(QUESTION_MAX, sending.stopped()).await;
+            return;
+        };
+        if write(&mut sending, &tell, body).await.is_err() {
+            break;
+        }
+    }
+    if let Some(job) = job.get() {
+        let _ = actor.cast(Message::Gone(*job));
+    }
+}
+
+/// Reads a message and its body.
+pub(in crate::fleet) async fn read<M: wire::Message>(
+    stream: &mut Receiving,
+    within: Duration,
+) -> Result<(M, Bytes), WireError> {
+    use tokio::io::AsyncReadExt;
+    let message = wire::read_frame(stream, within).await?;
+    let io = |e: std::io::Error| WireError::Io(e.to_string());
+    let length = stream.read_u64().await.map_err(io)?;
+    let size = usize::try_from(length).ok().filter(|size| *size <= BULK_BYTES_MAX);
+    let size = size.ok_or(WireError::Size { bytes: length })?;
+    let mut body = Vec::with_capacity(size.min(1 << 20));
+    let read = stream.take(length).read_to_end(&mut body).await.map_err(io)?;
+    if read == size { Ok((message, body.into())) } else { Err(WireError::Cut) }
+}
+
+/// Writes a message and its body.
+pub(in crate::fleet) async fn write(
+    stream: &mut Sending,
+    message: &impl wire::Message,
+    body: Bytes,
+) -> Result<(), WireError> {
+    use tokio::io::AsyncWriteExt;
+    wire::write_frame(stream, message, QUESTION_MAX).await?;
+    let io = |e: std::io::Error| WireError::Io(e.to_string());
+    stream.write_u64(body.len() as u64).await.map_err(io)?;
+    stream.write_chunk(body).await.map_err(|e| WireError::Io(e.to_string()))
+}
+
+impl State {
+    pub(super) fn asked(&mut self, client: &str, ask: Ask, body: &Bytes, sink: Sink) {
+        use dg_core::ExitCode::{Config, Failed, Infeasible};
+        match ask {
+            Ask::Submit => match serde_json::from_slice::<JobBody>(body) {
+                Ok(_) if self.is_going_down => sink.fail("the cluster goes down".into(), None, Failed),
+                Ok(_) if self.jobs.len() >= JOBS_MAX => {
+                    sink.fail(format!("{JOBS_MAX} jobs are waiting"), Some("submit it again later"), Failed);
+                }
+                Ok(job) => self.submit_when_known(client, job, sink),
+                Err(error) => sink.fail(format!("a job that is not understood: {error}"), None, Config),
+            },
+            Ask::Status => sink.json(&self.status()),
+            Ask::Jobs => sink.json(&self.job_list()),
+            Ask::Events => sink.json(&self.events.last().collect::<Vec<&Event>>()),
+            Ask::Model(name) => self.model_asked(name, sink),
+            Ask::Cancel(job) => {
+                let found = self.jobs.keys().copied().find(|id| id.to_string() == job);
+                match found {
+                    Some(id) => {
+                        self.logic_event(head::Event::Cancel(id));
+                        sink.json(&"cancelled");
+                    }
+                    None => sink.fail(format!("no job `{job}` waits or runs"), Some("`dg-cluster jobs` lists them"), Config),
+                }
+            }
+            Ask::Drain(name, is_draining) => match self.node(&name).map(|node| (node.id, node.is_in)) {
+                Some((id, true)) => {
+                    self.logic_event(head::Event::Drain(id, is_draining));
+                    sink.json(&"ok");
+                }
+                Some((_, false)) => sink.fail(format!("node `{name}` is not in"), None, Infeasible),
+                None => sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config),
+            },
+            Ask::Logs(rank, after) => self.logs_asked(rank, after, sink),
+            Ask::Down => {
+                sink.json(&"going down");
+                let _ = self.me.cast(Message::Down);
+            }
+        }
+    }
+
+    fn logs_asked(&self, rank: u32, after: u64, sink: Sink) {
+        let of = |node: &&super::node::Node| rank.checked_sub(node.spec.first).is_some_and(|slot| slot < u32::from(node.spec.slots));
+        let Some(node) = self.nodes.iter().find(of) else {
+            return sink.fail(format!("no rank {rank}"), Some("`dg-cluster status` lists them"), dg_core::ExitCode::Config);
+        };
+        let Some(link) = node.link.clone() else {
+            return sink.fail(format!("node `{}` is not in", node.name), None, dg_core::ExitCode::Infeasible);
+        };
+        let slot = u16::try_from(rank - node.spec.first).unwrap_or(u16::MAX);
+        tokio::spawn(async move {
+            match link.call::<LogLines>(&AgentAsk::Logs(Some(slot), after), Duration::from_secs(5)).await {
+                Ok(lines) => sink.json(&serde_json::json!({ "last": lines.last, "lines": lines.lines })),
+                Err(error) => sink.fail(error.to_string(), None, error.exit_code()),
+            }
+        });
+    }
+}
+
+const QUESTION_MAX: Duration = Duration::from_secs(30);
+/// Jobs that wait or run.
+const JOBS_MAX: usize = 20_000;

@@ -1,0 +1,129 @@
+//! What the head knows of a node, beyond what it decides by.
+
+use super::events::Event;
+use crate::fleet::job::ModelCard;
+use crate::fleet::protocol::{AgentFacts, NodeSpec, WireLease};
+use crate::logic::cluster::registry::Facts;
+use crate::logic::cluster::{ModelHash, NodeId, Stamp, placement};
+use dg_config::{ClusterFile, NodeDevice};
+use dg_net::bus::Link;
+use dg_net::plane::Member;
+use std::collections::BTreeMap;
+
+/// A node of the file.
+pub(super) struct Node {
+    pub(super) id: NodeId,
+    pub(super) name: String,
+    pub(super) spec: NodeSpec,
+    pub(super) kind: placement::Kind,
+    pub(super) device: String,
+    /// Bytes that the file grants to each rank.
+    memory: Option<u64>,
+    pub(super) link: Option<Link>,
+    pub(super) incarnation: u64,
+    pub(super) facts: Option<AgentFacts>,
+    /// Models that it has said to have, by the names that they were asked for.
+    pub(super) models: BTreeMap<String, Result<ModelCard, String>>,
+    pub(super) ranks: Vec<RankInfo>,
+    /// Whether the head's logic has heard of this incarnation's connection.
+    pub(super) is_in: bool,
+}
+
+/// What the head knows of a rank, for those who ask.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RankInfo {
+    pub(super) pid: Option<u32>,
+    pub(super) memory: u64,
+    pub(super) step: u32,
+    pub(super) epoch: Option<Stamp>,
+    pub(super) member: Option<Member>,
+}
+
+impl Node {
+    /// The nodes of a file.
+    pub(super) fn all(file: &ClusterFile, model: Option<&str>) -> Vec<Self> {
+        let mut first = 0;
+        let lease = lease(file);
+        let nodes = file.nodes.iter().enumerate().map(|(index, node)| {
+            let slots = u16::try_from(node.ranks).unwrap_or(u16::MAX);
+            let path = node.model_path.as_ref().map(|path| path.display().to_string());
+            let plane_host = match &node.address {
+                Some(address) => address.host.clone(),
+                None => "127.0.0.1".into(),
+            };
+            let spec = NodeSpec {
+                slots,
+                first,
+                threads: node.cpu_threads,
+                model: path.or_else(|| model.map(str::to_owned)),
+                plane_host,
+                tensor_tls: file.security.tensor_tls,
+                env: node.env.clone(),
+                lease,
+            };
+            first += u32::from(slots);
+            let (kind, device) = match &node.device {
+                NodeDevice::Cpu => (placement::Kind::Cpu, "cpu".to_owned()),
+                NodeDevice::Cuda { model, .. } => (placement::Kind::Cuda, model.clone()),
+            };
+            Self {
+                id: NodeId(u32::try_from(index).unwrap_or(u32::MAX)),
+                name: node.name.clone(),
+                spec,
+                kind,
+                device,
+                memory: node.memory,
+                link: None,
+                incarnation: 0,
+                facts: None,
+                models: BTreeMap::new(),
+                ranks: vec![RankInfo::default(); usize::from(slots)],
+                is_in: false,
+            }
+        });
+        nodes.collect()
+    }
+
+    /// Number of a rank among all of the cluster.
+    pub(super) fn number(&self, slot: u16) -> u32 {
+        self.spec.first + u32::from(slot)
+    }
+
+    /// What the logic goes by.
+    pub(super) fn logic_facts(&self) -> Option<Facts> {
+        let facts = self.facts.as_ref()?;
+        let share = facts.memory_bytes / u64::from(self.spec.slots.max(1));
+        let models = self.models.values().filter_map(|card| card.as_ref().ok()).map(hash);
+        Some(Facts {
+            name: self.name.clone(),
+            incarnation: self.incarnation,
+            kind: self.kind,
+            slots: self.spec.slots,
+            memory_bytes: self.memory.unwrap_or(if share > 0 { share } else { u64::MAX }),
+            models: models.collect(),
+            running: facts.running.clone(),
+        })
+    }
+
+    /// An event about it.
+    pub(super) fn event(&self, kind: &'static str, message: String) -> Event {
+        Event { kind, message, node: Some(self.name.clone()), ..Event::default() }
+    }
+}
+
+/// How nodes are compared.
+pub(super) fn hash(card: &ModelCard) -> ModelHash {
+    let digits = card.id.hash.get(..16).unwrap_or_default();
+    ModelHash(u64::from_str_radix(digits, 16).unwrap_or(0))
+}
+
+fn lease(file: &ClusterFile) -> WireLease {
+    let ttl = file.cluster.lease_ttl;
+    WireLease {
+        ttl,
+        renew: ttl / 5,
+        margin: ttl / 5,
+        grace: file.failure.abort_grace,
+        alone_max: file.failure.orphan_exit,
+    }
+}

@@ -1,0 +1,275 @@
+//! The thread of a rank: opens and loads models, joins groups, computes.
+
+use super::super::job::{self, RankDone};
+use super::super::protocol::{RankSay, RankSetup};
+use super::attempt::Attempt;
+use super::{Arguments, Message, Work};
+use crate::failpoint::Failpoint;
+use crate::fleet::OpenModel;
+use crate::logic::cluster::Stamp;
+use crate::logic::cluster::epoch::Trouble;
+use bytes::Bytes;
+use dg_core::StepEvent;
+use dg_core::report::RankReport;
+use dg_flux::parallel::{LatentsPart, RankJob, Resume};
+use dg_flux::watch::Watch;
+use dg_flux::{ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
+use dg_net::plane::{EpochKey, Member, Options, Rendezvous, Tls};
+use rayon::ThreadPool;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// Tells the actor.
+pub(super) type Tell = Arc<dyn Fn(Message) + Send + Sync>;
+
+/// The thread's own.
+struct Computer {
+    setup: RankSetup,
+    open: OpenModel,
+    failpoint: Option<Failpoint>,
+    tls: Option<Tls>,
+    pool: ThreadPool,
+    tell: Tell,
+    model: Option<(String, Arc<ModelRepo>)>,
+    engine: Option<(String, Pipeline)>,
+    attempt: Option<Attempt>,
+}
+
+/// Starts the thread.
+pub(super) fn start(args: Arguments, tell: Tell) -> Result<Sender<Work>, String> {
+    let Arguments { setup, open, failpoint, .. } = args;
+    let tls = if setup.tensor_tls { Some(tls(&setup)?) } else { None };
+    let threads = setup.threads.max(1) as usize;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| e.to_string())?;
+    let (sender, work) = channel();
+    let mut computer =
+        Computer { setup, open, failpoint, tls, pool, tell, model: None, engine: None, attempt: None };
+    let thread = std::thread::Builder::new().name("dg-compute".into());
+    thread.spawn(move || computer.live(&work)).map_err(|e| e.to_string())?;
+    Ok(sender)
+}
+
+fn tls(setup: &RankSetup) -> Result<Tls, String> {
+    let state = dg_net::identity::State::open(&setup.state_dir).map_err(|e| e.to_string())?;
+    let name = dg_net::identity::Name::parse(&setup.node).map_err(|e| e.to_string())?;
+    Tls::of(&state.load(&name).map_err(|e| e.to_string())?)
+}
+
+impl Computer {
+    fn live(&mut self, work: &Receiver<Work>) {
+        for work in work {
+            let epoch = match &work {
+                Work::Prepare(epoch, ..) | Work::Group(epoch, ..) | Work::Run(epoch, ..) => *epoch,
+            };
+            let done = catch_unwind(AssertUnwindSafe(|| self.one(work)));
+            let (say, body) = done.unwrap_or_else(|panic| {
+                // The model may be in any state.
+                (self.engine, self.attempt) = (None, None);
+                let text = format!("it panicked: {}", crate::compute::message(&*panic));
+                tracing::error!("{text}");
+                (RankSay::Failed(Trouble::Error(text)), Bytes::new())
+            });
+            if matches!(say, RankSay::Failed(_) | RankSay::Done) {
+                self.attempt = None;
+            }
+            (self.tell)(Message::Ended(epoch, say, body));
+        }
+    }
+
+    fn one(&mut self, work: Work) -> (RankSay, Bytes) {
+        let outcome = match work {
+            Work::Prepare(epoch, team, body, stop) => {
+                let prepared = self.open_model(body.model.clone().or_else(|| self.setup.model.clone()));
+                let prepared = prepared.and_then(|repo| {
+                    let attempt = Attempt::new(epoch, team, *body, stop, &repo, &self.setup)?;
+                    self.prepare(&repo, attempt)
+                });
+                prepared.map(|say| (say, Bytes::new()))
+            }
+            Work::Group(epoch, key, members) => {
+                self.group(epoch, key, members).map(|()| (RankSay::Grouped, Bytes::new()))
+            }
+            Work::Run(epoch, from_step, latents) => self.run(epoch, from_step, &latents),
+        };
+        outcome.unwrap_or_else(|trouble| (RankSay::Failed(trouble), Bytes::new()))
+    }
+
+    fn open_model(&mut self, name: Option<String>) -> Result<Arc<ModelRepo>, Trouble> {
+        let name = name.ok_or_else(|| Trouble::Error("neither the job nor the file names a model".into()))?;
+        match &self.model {
+            Some((have, repo)) if *have == name => Ok(repo.clone()),
+            _ => {
+                (self.model, self.engine) = (None, None);
+                let repo = Arc::new((self.open)(&name).map_err(Trouble::Error)?);
+                self.model = Some((name, repo.clone()));
+                Ok(repo)
+            }
+        }
+    }
+
+    /// Loads what this rank needs, unless the last job left it.
+    fn prepare(&mut self, repo: &Arc<ModelRepo>, attempt: Attempt) -> Result<RankSay, Trouble> {
+        let key = attempt.engine_key();
+        if self.engine.as_ref().is_none_or(|(have, _)| *have != key) {
+            self.engine = None;
+            let options = PipelineOptions {
+                device: dg_flux::cpu(),
+                dtype: attempt.body.dtype,
+                time_dtype: attempt.body.time_dtype,
+                vae_tiling: attempt.body.vae_tiling,
+                release_encoders: false,
+            };
+            let load = || Pipeline::load_rank(repo, options, &attempt.plan, attempt.team.me);
+            let loaded = self.pool.install(load).map_err(|e| Trouble::Error(e.to_string()))?;
+            self.engine = Some((key, loaded));
+        }
+        let mapped_bytes = self.engine.as_ref().map_or(0, |(_, engine)| engine.mapped_bytes());
+        let member = attempt.member.clone();
+        self.attempt = Some(attempt);
+        Ok(RankSay::Prepared { member, mapped_bytes })
+    }
+
+    fn group(&mut self, epoch: Stamp, key: EpochKey, members: Vec<Member>) -> Result<(), Trouble> {
+        let attempt = current(&mut self.attempt, epoch)?;
+        let me = attempt.team.me as usize;
+        let rendezvous = Rendezvous { epoch: (epoch.term << 40) | epoch.number, key, members, me };
+        let options = Options {
+            names: attempt.names(),
+            set_up_max: SET_UP_MAX,
+            tls: self.tls.clone(),
+            stop: attempt.stop.flag.clone(),
+            ..Options::default()
+        };
+        let listeners = std::mem::take(&mut attempt.listeners);
+        let connected = rendezvous.connect(listeners, options);
+        let comm: Arc<dyn dg_comm::Communicator> =
+            Arc::new(connected.map_err(|e| Trouble::Error(format!("no group: {e}")))?);
+        attempt.stop.connected(comm.clone());
+        attempt.comm = Some(comm);
+        Ok(())
+    }
+
+    fn run(&mut self, epoch: Stamp, from_step: u32, latents: &Bytes) -> Result<(RankSay, Bytes), Trouble> {
+        let Self { setup, failpoint, pool, tell, engine, attempt, .. } = self;
+        let attempt = current(attempt, epoch)?;
+        let broken = || Trouble::Error("it was told to run before it was ready".into());
+        let (Some((_, engine)), Some(comm)) = (engine, attempt.comm.take()) else { return Err(broken()) };
+        let resume = match from_step {
+            0 => None,
+            step => {
+                let latents = job::bytes_to_floats(latents).ok_or_else(broken)?;
+                Some(Arc::new(Resume { step: step as usize, latents }))
+            }
+        };
+        let patience = crate::cluster::PATIENCE;
+        let job = RankJob { plan: attempt.plan.clone(), comm, request: attempt.team.job, patience, resume };
+        let mut watch =
+            Reporter { attempt, tell, failpoint: *failpoint, number: setup.number as usize };
+        let (start, batch) = (Instant::now(), &attempt.body.batch);
+        let ran = pool.install(|| connected(engine, batch, &job, &mut watch));
+        let report = report(setup, attempt, &job, engine.mapped_bytes(), start.elapsed());
+        match ran {
+            Ok(pictures) => Ok((RankSay::Done, RankDone::pack(report, &pictures.unwrap_or_default()))),
+            Err(error) => {
+                if !attempt.stop.is_set() {
+                    tracing::warn!(%error, job = attempt.team.job, "a job ends early");
+                }
+                Err(job::trouble(&error))
+            }
+        }
+    }
+}
+
+fn current(attempt: &mut Option<Attempt>, epoch: Stamp) -> Result<&mut Attempt, Trouble> {
+    let current = attempt.as_mut().filter(|attempt| attempt.epoch == epoch);
+    current.ok_or_else(|| Trouble::Error("it was not prepared for this attempt".into()))
+}
+
+/// Computes and finishes; if that fails, the other ranks hear why.
+fn connected(
+    engine: &mut Pipeline,
+    batch: &[dg_core::GenerateRequest],
+    job: &RankJob,
+    watch: &mut dyn Watch,
+) -> Result<Option<Vec<Picture>>, RunError> {
+    let pictures = engine.generate_on(batch, job, watch).and_then(|pictures| {
+        job.comm.finish()?;
+        Ok(pictures)
+    });
+    pictures.inspect_err(|error| job.comm.abort(&error.to_string()))
+}
+
+fn report(setup: &RankSetup, attempt: &Attempt, job: &RankJob, mapped_bytes: u64, wall: Duration) -> RankReport {
+    let counted = job.comm.counters();
+    let wait = counted.total().wait;
+    let mut sent = counted.sent();
+    for sent in sent.values_mut() {
+        let number = |to: u32| attempt.team.numbers.get(to as usize).copied().unwrap_or(to);
+        sent.to = std::mem::take(&mut sent.to).into_iter().map(|(to, bytes)| (number(to), bytes)).collect();
+    }
+    let predicted = attempt.plan.sent_from(attempt.team.me, attempt.body.batch.len(), job.steps_done());
+    let memory = crate::memory::ProcessMemory::of(None);
+    RankReport {
+        rank: setup.number,
+        coords: attempt.plan.layout.coords(attempt.team.me).reported(),
+        node: setup.node.clone(),
+        pid: std::process::id(),
+        mapped_bytes,
+        rss_anon: memory.rss_anon,
+        peak_rss: memory.peak_rss,
+        compute_s: wall.saturating_sub(wait).as_secs_f64(),
+        wait_s: wait.as_secs_f64(),
+        sent,
+        predicted: predicted.predicted().into_iter().collect(),
+    }
+}
+
+/// Tells the actor what happens in a run, and fails where it was asked to.
+struct Reporter<'a> {
+    attempt: &'a Attempt,
+    tell: &'a Tell,
+    failpoint: Option<Failpoint>,
+    number: usize,
+}
+
+impl Reporter<'_> {
+    fn say(&self, say: RankSay, body: Bytes) {
+        (self.tell)(Message::Said(self.attempt.epoch, say, body));
+    }
+}
+
+impl Watch for Reporter<'_> {
+    fn event(&mut self, event: StepEvent) {
+        if let Ok(text) = serde_json::to_string(&event) {
+            self.say(RankSay::Event(text), Bytes::new());
+        }
+    }
+
+    fn wants_latents(&self, step: usize) -> bool {
+        self.say(RankSay::Progress(u32::try_from(step).unwrap_or(u32::MAX)), Bytes::new());
+        if self.failpoint.is_some_and(|point| point.hits(self.number, step)) {
+            // What was said so far is on its way before the process is not.
+            std::thread::sleep(FAILPOINT_WAIT);
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+        let plan = &self.attempt.plan;
+        let is_due = step % (self.attempt.team.checkpoint_every.max(1) as usize) == 0;
+        (is_due || step == plan.work.steps) && plan.resumes_at(step)
+    }
+
+    fn latents(&mut self, part: LatentsPart) {
+        let step = u32::try_from(part.step).unwrap_or(u32::MAX);
+        self.say(RankSay::Checkpoint(step), job::pack_part(&part));
+    }
+
+    fn stop(&self) -> bool {
+        self.attempt.stop.is_set()
+    }
+}
+
+/// Ranks that prepare slowly are waited for before; from then on it is only connecting.
+const SET_UP_MAX: Duration = Duration::from_secs(25);
+const FAILPOINT_WAIT: Duration = Duration::from_millis(30);
+
