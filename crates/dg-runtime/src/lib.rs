@@ -14,6 +14,7 @@
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
 //! - [`board`]: what ranks have done and sent, for reports and traces
 //! - [`memory`]: what a run will need
+//! - [`failpoint`]: where a rank is to fail, for tests
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,6 +40,7 @@ pub mod builder;
 pub mod cluster;
 mod compute;
 pub mod error;
+pub mod failpoint;
 pub mod job;
 pub mod logic;
 pub mod memory;
