@@ -1,8 +1,9 @@
 //! A batch is so many single runs, bit for bit.
 
 use super::common;
-use dg_core::{DType, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, Steps};
+use dg_core::{DType, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, StepEvent, Steps};
 use dg_flux::RunError;
+use dg_flux::parallel::{LatentsPart, RankJob, Resume};
 use dg_flux::watch::{Unwatched, Watch};
 use proptest::prelude::*;
 
@@ -73,4 +74,52 @@ fn stopping_stops() {
     assert!(matches!(pipeline.generate(&batch, &mut watch), Err(RunError::Cancelled(_))));
     assert!(watch.0.get() < 12, "asked {} times", watch.0.get());
     assert!(pipeline.generate(&batch, &mut Unwatched).is_ok());
+}
+
+/// Takes the latents of all steps.
+#[derive(Default)]
+struct Taking {
+    parts: Vec<LatentsPart>,
+    /// Whether prompts were encoded.
+    has_encoded: bool,
+}
+
+impl Watch for Taking {
+    fn wants_latents(&self, _: usize) -> bool {
+        true
+    }
+
+    fn latents(&mut self, part: LatentsPart) {
+        self.parts.push(part);
+    }
+
+    fn event(&mut self, event: StepEvent) {
+        self.has_encoded |= matches!(event, StepEvent::TextEncoded { .. });
+    }
+}
+
+#[test]
+fn a_batch_goes_on_to_the_same_pictures() {
+    let repo = common::repo("tiny-dev");
+    let batch = [request("a red fox", 3, (64, 48), 2.0), request("house", 4, (64, 48), 2.0)];
+    let dims = [2, batch[0].size.image_tokens(), repo.shape().transformer.in_channels];
+    for dtype in [DType::Float32, DType::Bfloat16] {
+        let mut pipeline = common::pipeline(&repo, dtype);
+        let mut run = |resume: Option<Resume>| {
+            let job = RankJob::alone(repo.shape(), &batch, dtype);
+            let job = RankJob { resume: resume.map(Into::into), ..job };
+            let mut watch = Taking::default();
+            let pictures = pipeline.generate_on(&batch, &job, &mut watch).expect("runs");
+            (pictures.expect("the only rank decodes"), watch)
+        };
+        let (pictures, whole) = run(None);
+        assert!(whole.has_encoded && whole.parts.len() == 2);
+        for part in whole.parts {
+            let step = part.step;
+            let (same, watch) = run(Some(Resume::from_parts(&[part], dims).expect("all rows")));
+            assert_eq!(pictures, same, "after step {step}");
+            // what is only decoded needs no prompt
+            assert_eq!((watch.has_encoded, watch.parts.len()), (step < 2, 2 - step));
+        }
+    }
 }

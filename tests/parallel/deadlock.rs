@@ -218,7 +218,7 @@ fn ends(case: &Case, plan: &Arc<Plan>, culprit: usize, fuse: &Fuse) -> Vec<End> 
             let fuse = if rank == culprit { fuse.clone() } else { other };
             let one = move || {
                 let comm: Arc<dyn Communicator> = Arc::new(Faulty { inner, fuse: fuse.clone() });
-                let with = (&*denoiser(plan, rank as u32), 7);
+                let with = (&*denoiser(plan, rank as u32), 7, None);
                 on_rank(comm.as_ref(), || work(case, plan, with, &comm, &mut Stopping(fuse)))
             };
             // what a rank owns is dropped while it panics

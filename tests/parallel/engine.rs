@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use dg_comm::{Communicator, Delayed, Event, InProcess, Recording, Trace};
 use dg_core::report::Sent;
 use dg_core::{DType, GenerateRequest, ImageSize, Seed, SequenceLength, Steps, TimeDtype};
-use dg_flux::parallel::{Denoiser, Encoded, RankJob, on_rank};
+use dg_flux::parallel::{Denoiser, Encoded, RankJob, Resume, on_rank};
 use dg_flux::schedule::Schedule;
 use dg_flux::text::Embedding;
 use dg_flux::watch::{Unwatched, Watch};
@@ -161,6 +161,9 @@ impl Watch for Resting {
 /// Gives the denoiser of a rank.
 pub(crate) type Load<'a> = dyn Fn(&Plan, u32) -> Arc<Denoiser> + Sync + 'a;
 
+/// Gives what looks in on a rank.
+pub(crate) type Look<'a> = dyn Fn(u32) -> Box<dyn Watch + Send + 'a> + Sync + 'a;
+
 /// How a run differs from a plain one.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
@@ -170,19 +173,24 @@ pub(crate) struct Setup<'a> {
     pub(crate) rest: Duration,
     /// Where ranks have their weights from.
     pub(crate) weights: Option<&'a Load<'a>>,
+    /// What looks in on ranks, in place of the rest.
+    pub(crate) look: Option<&'a Look<'a>>,
+    /// Where the jobs go on from.
+    pub(crate) resume: Option<&'a Arc<Resume>>,
 }
 
 /// One rank's work in job number `request`.
 pub(crate) fn work(
     case: &Case,
     plan: &Arc<Plan>,
-    (denoiser, request): (&Denoiser, u64),
+    (denoiser, request, resume): (&Denoiser, u64, Option<&Arc<Resume>>),
     comm: &Arc<dyn Communicator>,
     watch: &mut dyn Watch,
 ) -> Result<Option<Vec<f32>>, PassError> {
     let rank = u32::try_from(comm.rank()).expect("few ranks");
     let encoded = (plan.encoder_rank(rank) == rank).then(|| case.encoded());
-    let job = RankJob { plan: plan.clone(), comm: comm.clone(), request, patience: PATIENCE };
+    let (plan, comm, resume) = (plan.clone(), comm.clone(), resume.cloned());
+    let job = RankJob { plan, comm, request, patience: PATIENCE, resume };
     Ok(denoiser.run(&case.batch(), &schedule(case), encoded.as_ref(), &job, watch)?.map(to_vec))
 }
 
@@ -213,10 +221,12 @@ pub(crate) fn run_jobs(jobs: &[(Case, Plan)], setup: Setup<'_>) -> Ran {
                 let (rank, (seed, delay_max)) = (inner.rank() as u32, setup.late);
                 let comm = Recording::new(Delayed::new(inner, seed, delay_max), trace);
                 let comm: Arc<dyn Communicator> = Arc::new(comm);
+                let mut watch =
+                    setup.look.map_or_else(|| Box::new(Resting(setup.rest)) as _, |look| look(rank));
                 let all = || {
                     let one = |(request, (case, plan)): (usize, &(Case, Arc<Plan>))| {
-                        let with = (&*load(plan, rank), request as u64);
-                        work(case, plan, with, &comm, &mut Resting(setup.rest))
+                        let with = (&*load(plan, rank), request as u64, setup.resume);
+                        work(case, plan, with, &comm, &mut *watch)
                     };
                     jobs.iter().enumerate().map(one).collect::<Result<Vec<_>, _>>()
                 };
@@ -240,9 +250,14 @@ impl Ran {
     /// Fails unless every rank sent what `plan` predicts for `images` pictures, and nothing else: bytes, messages and
     /// peers of every class, as the communicator counts them and as the trace of single messages has them.
     pub(crate) fn check_bytes(&self, plan: &Plan, images: usize) {
+        self.check_bytes_from(plan, images, 0);
+    }
+
+    /// The same of a run that goes on after `step` steps.
+    pub(crate) fn check_bytes_from(&self, plan: &Plan, images: usize, step: usize) {
         let traced = traced(&self.events, self.counted.len());
         for rank in 0..plan.ranks() {
-            let predicted = by_name(plan.sent(rank, images));
+            let predicted = by_name(plan.sent_from(rank, images, step));
             assert_eq!(self.counted[rank as usize], predicted, "rank {rank} of {}", plan.layout);
             assert_eq!(traced[rank as usize], predicted, "rank {rank} of {}", plan.layout);
         }

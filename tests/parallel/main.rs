@@ -11,5 +11,6 @@ mod parity;
 mod plain;
 mod poison;
 mod ranks;
+mod resume;
 mod schedule;
 mod stale;

@@ -170,7 +170,8 @@ impl Bench {
                     let comm: Arc<dyn Communicator> = Arc::new(comm);
                     let is_first = comm.rank() == 0;
                     let plan = team.plan.clone();
-                    let job = RankJob { plan, comm: comm.clone(), request: 0, patience: PATIENCE };
+                    let job =
+                        RankJob { plan, comm: comm.clone(), request: 0, patience: PATIENCE, resume: None };
                     let encoded = is_first.then_some(&team.encoded);
                     let work = || denoiser.run(batch, schedule, encoded, &job, &mut Unwatched);
                     pool.install(|| on_rank(comm.as_ref(), work)).expect("all ranks go through");

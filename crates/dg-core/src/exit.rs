@@ -37,6 +37,22 @@ impl ExitCode {
     }
 }
 
+impl ExitCode {
+    /// The code of another process of this project; what is none of them is [`Failed`](Self::Failed).
+    pub fn from_code(code: u8) -> Self {
+        let all = [
+            Self::Ok,
+            Self::Usage,
+            Self::Config,
+            Self::Infeasible,
+            Self::Unreachable,
+            Self::Interrupted,
+            Self::Terminated,
+        ];
+        all.into_iter().find(|exit| exit.code() == code).unwrap_or(Self::Failed)
+    }
+}
+
 impl From<ExitCode> for std::process::ExitCode {
     fn from(e: ExitCode) -> Self {
         Self::from(e.code())

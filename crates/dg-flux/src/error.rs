@@ -1,5 +1,6 @@
 //! What can be wrong with a model on disk.
 
+use crate::parallel::ResumeError;
 use crate::watch::Cancelled;
 use dg_comm::CommError;
 use dg_core::ExitCode;
@@ -115,6 +116,9 @@ pub enum PassError {
     /// Another rank cannot be reached, or has ended the job.
     #[error(transparent)]
     Comm(#[from] CommError),
+    /// The job cannot go on from the checkpoint that it is given.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
 }
 
 /// A run that ends without pictures.
@@ -127,6 +131,9 @@ pub enum RunError {
     /// Another rank cannot be reached, or has ended the job.
     #[error(transparent)]
     Comm(#[from] CommError),
+    /// The job cannot go on from the checkpoint that it is given.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
     /// A prompt cannot be read by this model's tokenizer.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -145,6 +152,7 @@ impl From<PassError> for RunError {
         match e {
             PassError::Cancelled(e) => Self::Cancelled(e),
             PassError::Comm(e) => Self::Comm(e),
+            PassError::Resume(e) => Self::Resume(e),
         }
     }
 }
@@ -155,7 +163,7 @@ impl RunError {
         match self {
             Self::Cancelled(_) => ExitCode::Interrupted,
             Self::Model(e) => e.exit(),
-            Self::Comm(_) | Self::NotFinite { .. } => ExitCode::Failed,
+            Self::Comm(_) | Self::Resume(_) | Self::NotFinite { .. } => ExitCode::Failed,
         }
     }
 
@@ -164,6 +172,7 @@ impl RunError {
         match self {
             // what ranks say to each other carries its own hint
             Self::Cancelled(_) | Self::Comm(_) => None,
+            Self::Resume(_) => Some("begin the job anew".into()),
             Self::Model(e) => e.hint(),
             Self::NotFinite { .. } => Some(
                 "the weights or a config are damaged: `diffgentor models verify`, or download them again"

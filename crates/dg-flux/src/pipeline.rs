@@ -179,7 +179,7 @@ impl Pipeline {
     ) -> Result<Option<Tensor<3>>, RunError> {
         let first = &batch[0];
         assert!(batch.iter().all(|r| r.batches_with(first)), "a batch of unlike requests");
-        let encoded = self.encode(batch, watch)?;
+        let encoded = if job.is_denoised() { None } else { self.encode(batch, watch)? };
         let tokens = first.size.image_tokens();
         let schedule = Schedule::new(&self.config.schedule, first.steps(), first.sigmas.as_deref(), tokens);
         let Some(latents) = self.denoiser.run(batch, &schedule, encoded.as_ref(), job, watch)? else {

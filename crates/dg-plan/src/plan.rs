@@ -272,6 +272,16 @@ impl Plan {
         self.passes != Passes::Patches || self.warmup >= self.work.steps
     }
 
+    /// Whether a job can go on from its latents after `step` steps, from 1, and give the picture that it would have
+    /// given otherwise.
+    ///
+    /// Latents are all that a step of the whole sequence needs. A stale step of PipeFusion also attends to keys and
+    /// values of the step before, which are in no checkpoint. A step that warms up makes all of them anew, so the next
+    /// one has to be such a step: the last of them is computed again. Final latents are only decoded.
+    pub fn resumes_at(&self, step: usize) -> bool {
+        (1..=self.work.steps).contains(&step) && (step == self.work.steps || !self.is_stale(step))
+    }
+
     /// The rank that encodes the prompts of `rank`'s replica: its first.
     pub fn encoder_rank(&self, rank: u32) -> u32 {
         self.layout.rank(Coords { dp: self.layout.coords(rank).dp, ..Coords::default() })

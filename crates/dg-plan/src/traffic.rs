@@ -52,6 +52,10 @@
 //! the final latents of their image tokens, s·C·b, to the one that decodes: one message, in the exact pipeline
 //! one per picture.
 //!
+//! # Going on
+//! A job that goes on from a checkpoint sends nothing of the steps that are done, and the rest as ever; the checkpoint
+//! is with every rank already. If all steps are done, nobody needs the prompts: `gather` alone is sent.
+//!
 //! # Data parallel
 //! Replicas send one another nothing.
 
@@ -187,17 +191,25 @@ struct Sender<'a> {
 impl Plan {
     /// What `rank` sends for a batch of `images` pictures of its replica, from prompts to latents.
     pub fn sent(&self, rank: u32, images: usize) -> Traffic {
-        let mut sum = self.sent_before(rank, images);
+        self.sent_from(rank, images, 0)
+    }
+
+    /// The same for a job that goes on after `step` steps.
+    pub fn sent_from(&self, rank: u32, images: usize, step: usize) -> Traffic {
         let steps = self.work.steps;
         let warm = if self.passes == Passes::Patches { self.warmup.min(steps) } else { steps };
+        let (warm, stale) = (warm.saturating_sub(step), steps.saturating_sub(step.max(warm)));
         // the last step differs from its like
-        let (last_is_warm, warm, stale) = match steps - warm {
+        let (last_is_warm, warm, stale) = match stale {
             0 => (true, warm.saturating_sub(1), 0),
             stale => (false, warm, stale - 1),
         };
+        let mut sum = Traffic::default();
+        // who only decodes needs no prompt
+        sum.add(&self.sent_before(rank, images), u64::from(step == 0 || step < steps));
         sum.add(&self.sent_in(rank, images, false, false), warm as u64);
         sum.add(&self.sent_in(rank, images, true, false), stale as u64);
-        sum.add(&self.sent_in(rank, images, !last_is_warm, true), u64::from(steps > 0));
+        sum.add(&self.sent_in(rank, images, !last_is_warm, true), u64::from(step < steps));
         sum.add(&self.sent_after(rank, images), 1);
         sum
     }

@@ -119,7 +119,7 @@ fn work(engine: &mut dyn Engine, pool: &ThreadPool, parts: &Receiver<Part>, lost
 /// Does one rank's part of a job.
 fn run(engine: &mut dyn Engine, pool: &ThreadPool, part: &mut Part) -> PartEnd {
     let Some(job) = part.begin() else { return End::Lost };
-    let (rank, run) = (part.rank(), &*part.run);
+    let (rank, run, done) = (part.rank(), &*part.run, job.steps_done());
     run.board.set(rank, RankState::Busy { job: run.job.0 });
     let mut watch = Reporter { run, decodes: run.decodes(part.local), is_denoised: false };
     let (begin, start) = (run.board.now(), Instant::now());
@@ -132,7 +132,7 @@ fn run(engine: &mut dyn Engine, pool: &ThreadPool, part: &mut Part) -> PartEnd {
     match outcome {
         Ok((result, counters)) => {
             let local = u32::try_from(part.local).unwrap_or(u32::MAX);
-            let predicted = result.is_ok().then(|| run.plan.sent(local, run.batch.len()));
+            let predicted = result.is_ok().then(|| run.plan.sent_from(local, run.batch.len(), done));
             run.board.worked(rank, wall, &counters, predicted.as_ref());
             match result {
                 Ok(pictures) => End::Done(pictures),

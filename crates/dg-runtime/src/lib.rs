@@ -15,6 +15,7 @@
 //! - [`board`]: what ranks have done and sent, for reports and traces
 //! - [`memory`]: what a run will need
 //! - [`fleet`]: the cluster as processes: head, agents, ranks, clients
+//! - [`failpoint`]: where a rank is to fail, for tests
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,6 +42,7 @@ pub mod cluster;
 mod compute;
 pub mod error;
 pub mod fleet;
+pub mod failpoint;
 pub mod job;
 pub mod logic;
 pub mod memory;

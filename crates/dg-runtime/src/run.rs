@@ -150,7 +150,8 @@ impl Part {
     pub(crate) fn begin(&mut self) -> Option<RankJob> {
         let Run { plan, job, patience, .. } = &*self.run;
         let comm = self.comm.take()?;
-        Some(RankJob { plan: plan.clone(), comm, request: job.0, patience: *patience })
+        let resume = None;
+        Some(RankJob { plan: plan.clone(), comm, request: job.0, patience: *patience, resume })
     }
 
     /// The job has ended on this rank. With the last rank, the job has ended.

@@ -1,5 +1,6 @@
 //! The denoising loop as one rank runs it. The serial run is that of one rank.
 
+use super::checkpoint::{LatentsPart, Rows};
 use super::edges::Edges;
 use super::embeds::{self, Encoded, Sizes};
 use super::share::{Share, gather};
@@ -58,10 +59,10 @@ impl Denoiser {
     }
 
     /// This rank's part in all steps of a batch: the final packed latents `[images, tokens, in_channels]` on the rank
-    /// that decodes, nothing on the others. The rank that encodes brings the prompts.
+    /// that decodes, nothing on the others. The rank that encodes brings the prompts, unless no step is left.
     ///
     /// # Errors
-    /// If `watch` stops the run, or another rank cannot be reached.
+    /// If `watch` stops the run, another rank cannot be reached, or the job cannot go on from where it is told to.
     ///
     /// # Panics
     /// If the plan is not one of this model, or the rank that encodes brings nothing.
@@ -79,7 +80,10 @@ impl Denoiser {
             precision: self.precision,
             device: &self.device,
         };
-        let branches = embeds::share(encoded, job, &sizes)?;
+        if let Some(resume) = &job.resume {
+            resume.check(&job.plan, self.dims(batch))?;
+        }
+        let branches = if job.is_denoised() { Vec::new() } else { embeds::share(encoded, job, &sizes)? };
         let owner = job.coords().sequence(&job.plan.layout);
         let share = Share::new(&job.plan.segments, owner);
         let run = Run {
@@ -93,10 +97,18 @@ impl Denoiser {
             image: job.plan.segments.image_of(owner),
             text: job.plan.segments.text_of(owner),
             branches,
+            share,
         };
-        let mut attend = self.attend(job)?;
-        let x = run.all_steps(run.noise(&share), &mut *attend, watch)?;
+        let mut x = run.beginning();
+        if !job.is_denoised() {
+            x = run.all_steps(x, &mut *self.attend(job)?, watch)?;
+        }
         run.gather(x).map_err(Into::into)
+    }
+
+    /// Sizes of the packed latents of all tokens.
+    fn dims(&self, batch: &[GenerateRequest]) -> [usize; 3] {
+        [batch.len(), batch[0].size.image_tokens(), self.shape.in_channels]
     }
 
     /// Positions of all tokens.
@@ -125,6 +137,8 @@ struct Run<'a> {
     schedule: &'a Schedule,
     job: &'a RankJob,
     edges: Edges<'a>,
+    /// The own tokens.
+    share: Share,
     /// Of the own tokens, text first.
     rope: Rope,
     /// Own image rows of each patch.
@@ -138,13 +152,22 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// The starting noise of the own tokens; the first stage computes with it, the last one steps it.
-    fn noise(&self, share: &Share) -> Tensor<3> {
+    /// The latents of the own tokens that the job begins with, noise or those of a checkpoint; the first stage
+    /// computes with them, the last one steps them.
+    fn beginning(&self) -> Tensor<3> {
         let Denoiser { shape, device, precision, .. } = self.denoiser;
         if !self.job.is_first_stage() && !self.job.is_last_stage() {
             return nothing([self.batch.len(), shape.in_channels], device);
         }
-        share.image(&latents::noise(self.batch, shape.in_channels / 4, device, *precision))
+        let all = match &self.job.resume {
+            // rounded already if they are of such a run
+            Some(resume) => {
+                let dims = self.denoiser.dims(self.batch);
+                k::round(k::from_vec(resume.latents.clone(), dims, device), *precision)
+            }
+            None => latents::noise(self.batch, shape.in_channels / 4, device, *precision),
+        };
+        self.share.image(&all)
     }
 
     fn all_steps(
@@ -154,12 +177,13 @@ impl Run<'_> {
         watch: &mut dyn Watch,
     ) -> Result<Tensor<3>, PassError> {
         let (plan, steps, images) = (&self.job.plan, self.schedule.steps(), self.batch.len());
+        let done = self.job.steps_done();
         let (is_decoder, is_piped) =
             (plan.decoder_rank(self.job.rank()) == self.job.rank(), plan.layout.pp > 1);
         let mut ahead = self.ahead();
         let mut credit = Credit::new(plan.layout.pp as usize);
-        watch.see("latents_0", &x);
-        for step in 0..steps {
+        watch.see(&format!("latents_{done}"), &x);
+        for step in done..steps {
             let start = Instant::now();
             let modulations = ahead.step(step, watch)?;
             for unit in units(plan, images, step) {
@@ -182,8 +206,30 @@ impl Run<'_> {
                 let images = (0..images).collect();
                 watch.event(StepEvent::Step { images, step: step + 1, steps, seconds });
             }
+            self.hand_out(step + 1, &x, watch);
         }
         Ok(x)
+    }
+
+    /// Hands out the own latents after `step` steps, if they are wanted.
+    fn hand_out(&self, step: usize, x: &Tensor<3>, watch: &mut dyn Watch) {
+        if !watch.wants_latents(step) {
+            return;
+        }
+        let mut part = LatentsPart { step, ..LatentsPart::default() };
+        if self.has_latents() && self.image > 0 {
+            let own = self.share.image_tokens();
+            let of_image = |image| own.iter().map(move |tokens| Rows { image, tokens: tokens.clone() });
+            part.rows = (0..self.batch.len()).flat_map(of_image).collect();
+            part.values = k::to_vec(x.clone());
+        }
+        watch.latents(part);
+    }
+
+    /// Whether the new latents of the own tokens are taken from this rank: the other stages do not have them, and the
+    /// second branch has the same.
+    fn has_latents(&self) -> bool {
+        self.job.is_last_stage() && self.job.coords().cfg == 0
     }
 
     /// On the first stage of several: takes the latents that must be there before `unit` goes off.
@@ -289,7 +335,7 @@ impl Run<'_> {
     /// The final latents of all ranks, on the one that decodes.
     fn gather(&self, x: Tensor<3>) -> Result<Option<Tensor<3>>, CommError> {
         let (plan, p) = (&self.job.plan, self.denoiser.precision);
-        if !self.job.is_last_stage() || self.job.coords().cfg != 0 {
+        if !self.has_latents() {
             return Ok(None);
         }
         if plan.layout.sequence_ranks() == 1 {

@@ -1,5 +1,6 @@
 //! What one rank of a replica is told about a job.
 
+use super::Resume;
 use dg_comm::{CommError, Communicator, Group, InProcess};
 use dg_core::{DType, GenerateRequest, ModelShape};
 use dg_plan::{Ask, Coords, Layout, Plan, Work};
@@ -17,6 +18,8 @@ pub struct RankJob {
     pub request: u64,
     /// How long one message may be waited for. It includes what the slowest rank computes between two messages.
     pub patience: Duration,
+    /// Where the job goes on from; absent, it begins with noise. The same on all ranks.
+    pub resume: Option<Arc<Resume>>,
 }
 
 impl RankJob {
@@ -39,7 +42,23 @@ impl RankJob {
         let plan = Plan::new(&work, &Ask::layout(Layout::SERIAL)).expect("one rank can run anything");
         let comm = InProcess::group(1).pop().expect("one rank");
         // nobody is waited for
-        Self { plan: Arc::new(plan), comm: Arc::new(comm), request: 0, patience: Duration::ZERO }
+        Self {
+            plan: Arc::new(plan),
+            comm: Arc::new(comm),
+            request: 0,
+            patience: Duration::ZERO,
+            resume: None,
+        }
+    }
+
+    /// Steps that are done before it begins.
+    pub fn steps_done(&self) -> usize {
+        self.resume.as_ref().map_or(0, |resume| resume.step)
+    }
+
+    /// Whether no step is left, so that nobody needs the prompts.
+    pub(crate) fn is_denoised(&self) -> bool {
+        self.steps_done() >= self.plan.work.steps
     }
 
     /// This rank.

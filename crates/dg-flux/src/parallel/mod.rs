@@ -8,6 +8,7 @@
 //! # Layout
 //! - [`denoise`]: [`Denoiser`], the weights of one rank and its part in all steps; one rank alone is the serial run
 //! - [`job`], [`embeds`]: what a rank is told of a job, and what it gets of the prompts
+//! - [`checkpoint`]: [`Resume`] and [`LatentsPart`], what a job goes on from and what ranks hand out for that
 //! - `units`: what goes through the stages, in which order; `edges`: between stages and between branches
 //! - `kept`: keys and values that PipeFusion keeps
 //! - [`sequence`]: [`Sequence`], attention on one rank of ring × Ulysses
@@ -20,6 +21,7 @@
 //! A rank that cannot go on must end the others too: run its work in [`on_rank`]. Every call between ranks has a
 //! deadline, and each error names the rank that began it.
 
+pub mod checkpoint;
 pub mod denoise;
 mod edges;
 pub mod embeds;
@@ -32,6 +34,7 @@ mod ulysses;
 mod units;
 mod wire;
 
+pub use checkpoint::{LatentsPart, PartsError, Resume, ResumeError, Rows};
 pub use denoise::Denoiser;
 pub use embeds::Encoded;
 pub use job::RankJob;

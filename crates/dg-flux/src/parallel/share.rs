@@ -34,6 +34,11 @@ impl Share {
         rows(all, 1, &self.image)
     }
 
+    /// Its image tokens, ascending.
+    pub fn image_tokens(&self) -> &[Range<usize>] {
+        &self.image
+    }
+
     /// The positions of its text tokens, then of its image tokens, out of those of the joint sequence.
     pub fn rope(&self, all: &Rope) -> Rope {
         let image = self.image.iter().map(|r| r.start + self.text_tokens..r.end + self.text_tokens);

@@ -5,6 +5,7 @@ mod keys;
 mod memory;
 mod published;
 mod refusals;
+mod resume;
 mod scale;
 mod support;
 mod time;
