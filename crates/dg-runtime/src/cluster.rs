@@ -8,8 +8,10 @@ use crate::job::{Job, JobSpec};
 use crate::logic::queue::JobId;
 use crate::plan::{job_plan, load_plan};
 use crate::supervisor::{self, Supervisor};
-use dg_core::report::RankReport;
-use dg_core::{DType, GenerateRequest, ModelShape, TimeDtype};
+use crate::fleet::client::{HeadClient, RemoteBoard};
+use crate::fleet::job::{JobBody, ModelCard};
+use dg_core::report::{EventReport, RankReport};
+use dg_core::{DType, GenerateRequest, ModelId, ModelShape, TimeDtype};
 use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
 use dg_plan::{Ask, Layout, Plan, Refusal};
 use ractor::{Actor, ActorRef};
@@ -77,17 +79,27 @@ impl Default for EngineOptions {
     }
 }
 
-/// A supervisor, one worker per rank, and the loaded model. The ranks are threads of this process.
+/// Ranks that make pictures: threads of this process under a supervisor, or the processes of a cluster.
 ///
-/// Dropping it stops them as [`Cluster::shutdown`] does, without waiting for it.
+/// Dropping it stops what is in this process as [`Cluster::shutdown`] does, without waiting for it.
 pub struct Cluster {
-    supervisor: ActorRef<supervisor::Message>,
-    /// Until [`Cluster::shutdown`] waits for it.
-    stopped: Option<JoinHandle<()>>,
-    board: Arc<Board>,
+    place: Place,
     shape: ModelShape,
     options: EngineOptions,
     next: AtomicU64,
+}
+
+/// Where the ranks are.
+enum Place {
+    /// Threads of this process.
+    Here {
+        supervisor: ActorRef<supervisor::Message>,
+        /// Until [`Cluster::shutdown`] waits for it.
+        stopped: Option<JoinHandle<()>>,
+        board: Arc<Board>,
+    },
+    /// Processes of nodes, behind a head.
+    There { head: HeadClient, model: Option<ModelId>, name: Option<String>, board: RemoteBoard },
 }
 
 impl Cluster {
@@ -131,17 +143,33 @@ impl Cluster {
             .map_err(|e| StartError::Threads { threads, reason: e.to_string() })?;
         match result.await {
             Ok(Ok(())) => {
-                let stopped = Some(stopped);
-                Ok(Self { supervisor, stopped, board, shape, options, next: AtomicU64::new(0) })
+                let place = Place::Here { supervisor, stopped: Some(stopped), board };
+                Ok(Self { place, shape, options, next: AtomicU64::new(0) })
             }
             Ok(Err(e)) => Err(e),
             Err(_) => Err(StartError::Panicked("the supervisor stopped".into())),
         }
     }
 
+    /// A cluster whose head this is. Jobs are laid out as `options` say, on its nodes; they name the model `model`, or
+    /// that of the cluster's file. `card` is what the nodes know of it ([`HeadClient::model`]).
+    pub fn connect(head: HeadClient, model: Option<String>, card: ModelCard, options: EngineOptions) -> Self {
+        let (shape, id) = (card.shape, Some(card.id));
+        let place = Place::There { head, model: id, name: model, board: RemoteBoard::default() };
+        Self { place, shape, options, next: AtomicU64::new(0) }
+    }
+
     /// How many jobs can be worked on at a time: the data parallel degree.
     pub fn replicas(&self) -> usize {
-        self.board.layout().dp as usize
+        self.options.parallel.ask.layout.dp as usize
+    }
+
+    /// What happened in a cluster of processes since this was asked last: ranks that were lost, jobs that went on.
+    pub fn take_notices(&self) -> Vec<EventReport> {
+        match &self.place {
+            Place::Here { .. } => Vec::new(),
+            Place::There { board, .. } => board.take_notices(),
+        }
     }
 
     /// Hands in one batch. It begins after those that were handed in before it, on the first replica that is free.
@@ -150,10 +178,37 @@ impl Cluster {
         let (spec, job) = JobSpec::new(id, batch);
         if let Some(error) = spec.fault() {
             spec.end(Err(error));
-        } else if let Err(e) = self.supervisor.cast(supervisor::Message::Submit(spec)) {
-            tracing::debug!("submitted to a stopped cluster: {e}");
+            return job;
+        }
+        match &self.place {
+            Place::Here { supervisor, .. } => {
+                if let Err(e) = supervisor.cast(supervisor::Message::Submit(spec)) {
+                    tracing::debug!("submitted to a stopped cluster: {e}");
+                }
+            }
+            Place::There { head, model, name, board } => {
+                let body = self.body(&spec, name.clone(), model.as_ref());
+                tokio::spawn(head.clone().follow(spec, body, board.clone()));
+            }
         }
         job
+    }
+
+    /// A job as it travels.
+    fn body(&self, spec: &JobSpec, model: Option<String>, id: Option<&ModelId>) -> JobBody {
+        let EngineOptions { dtype, time_dtype, vae_tiling, parallel, .. } = &self.options;
+        let layout = Layout { dp: 1, ..parallel.ask.layout };
+        JobBody {
+            batch: spec.batch.to_vec(),
+            model,
+            model_hash: id.map(|id| id.hash.clone()),
+            ask: Ask { layout, num_gpus: None, memory_bytes: None, ..parallel.ask.clone() },
+            request_images: parallel.request_images,
+            dtype: *dtype,
+            time_dtype: *time_dtype,
+            vae_tiling: *vae_tiling,
+            priority: 0,
+        }
     }
 
     /// What a cluster is made of, to be said bit by bit.
@@ -169,15 +224,22 @@ impl Cluster {
         Self::builder().model(source, id).ranks(ranks).start().await
     }
 
-    /// What each rank is at.
+    /// What each rank of this process is at; those of a cluster are told by [`HeadClient::status`].
     pub fn status(&self) -> Vec<RankStatus> {
-        self.board.status()
+        self.board().map(|board| board.status()).unwrap_or_default()
+    }
+
+    fn board(&self) -> Option<&Arc<Board>> {
+        match &self.place {
+            Place::Here { board, .. } => Some(board),
+            Place::There { .. } => None,
+        }
     }
 
     /// Every change of a rank's state from now on: ready, busy, lost, replaced. A listener that is 1024 events behind
-    /// misses the oldest.
+    /// misses the oldest. Nothing comes from a cluster of processes, see [`take_notices`](Self::take_notices).
     pub fn rank_events(&self) -> broadcast::Receiver<RankEvent> {
-        self.board.listen()
+        self.board().map_or_else(|| broadcast::channel(1).1, |board| board.listen())
     }
 
     /// How a batch would be made: the plan of one replica.
@@ -197,25 +259,29 @@ impl Cluster {
     /// `sent` and `predicted` are those of the jobs that ran to their end on the rank, times those of all jobs in which
     /// it did not panic. What the operating system knows (memory) is not in it.
     pub fn rank_reports(&self) -> Vec<RankReport> {
-        self.board.reports()
+        match &self.place {
+            Place::Here { board, .. } => board.reports(),
+            Place::There { board, .. } => board.reports(),
+        }
     }
 
     /// What was written down so far, if [`Parallel::trace`] is on.
     pub fn trace(&self) -> Option<TraceLog> {
-        self.board.log()
+        self.board()?.log()
     }
 
     /// The part of it that belongs to one job, numbered from 0 as they were submitted. With `forget`, its messages are
     /// not kept any longer.
     pub fn trace_of(&self, job: u64, forget: bool) -> Option<TraceLog> {
-        self.board.log_of(job, forget)
+        self.board()?.log_of(job, forget)
     }
 
     /// Stops the actors. Jobs that wait end with [`JobError::Stopped`](crate::JobError::Stopped); a running one ends when it is
     /// finished, or when its owner cancels or drops it.
     pub async fn shutdown(mut self) {
-        self.supervisor.stop(None);
-        if let Some(stopped) = self.stopped.take()
+        let Place::Here { supervisor, stopped, .. } = &mut self.place else { return };
+        supervisor.stop(None);
+        if let Some(stopped) = stopped.take()
             && let Err(e) = stopped.await
         {
             tracing::debug!("supervisor: {e}");
@@ -225,7 +291,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.supervisor.stop(None);
+        if let Place::Here { supervisor, .. } = &self.place {
+            supervisor.stop(None);
+        }
     }
 }
 

@@ -49,9 +49,9 @@ impl Rank {
         let pid = child.id().unwrap_or_default();
         let log: Arc<Mutex<Log>> = Arc::default();
         let file = log_file(args, slot);
-        let output = child.stdout.take().map(|out| read_lines(out, log.clone(), file.clone()));
-        let errors = child.stderr.take().map(|out| read_lines(out, log.clone(), file));
-        let readers = [output, errors].into_iter().flatten().map(tokio::spawn).collect::<Vec<_>>();
+        let output = child.stdout.take().map(|out| tokio::spawn(read_lines(out, log.clone(), file.clone())));
+        let errors = child.stderr.take().map(|out| tokio::spawn(read_lines(out, log.clone(), file)));
+        let readers = output.into_iter().chain(errors).collect();
         let (frames, outgoing) = mpsc::unbounded_channel();
         let (incoming, half) = own.into_split();
         tokio::spawn(pipe::write(half, outgoing));

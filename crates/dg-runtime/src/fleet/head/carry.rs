@@ -68,9 +68,8 @@ impl State {
         let (order, body) = match order {
             Order::Abort => (RankOrder::Abort, Bytes::new()),
             Order::Prepare(team) => {
-                let first = self.begin_group(epoch, team);
+                let is_new = self.begin_group(epoch, team).insert_sent(rank, 0);
                 let team = self.rank_team(rank, team);
-                let is_new = first.insert_sent(rank, 0);
                 let body = if is_new { self.job_body(epoch) } else { Bytes::new() };
                 (RankOrder::Prepare(team), body)
             }
@@ -166,7 +165,7 @@ impl State {
     }
 
     fn refuse(&mut self, id: JobId, refusal: Refusal) {
-        let Some(mut entry) = self.jobs.remove(&id) else { return };
+        let Some(entry) = self.jobs.remove(&id) else { return };
         let (message, hint, exit) = match refusal {
             Refusal::Full => ("too many jobs are waiting".to_owned(), "submit it again later", ExitCode::Failed),
             Refusal::NoModel(node) => {

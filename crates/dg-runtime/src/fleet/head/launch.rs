@@ -41,7 +41,7 @@ impl Launcher {
 }
 
 /// Arguments of `ssh`: no questions, a dead connection is noticed, and what runs there is one quoted command.
-pub fn ssh_arguments(target: &str, node: &str, head: &str) -> Vec<String> {
+fn ssh_arguments(target: &str, node: &str, head: &str) -> Vec<String> {
     let remote = ["dg-cluster", "agent", "--name", node, "--head", head];
     let remote: Vec<String> = remote.into_iter().map(quote).collect();
     let options = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-T", "--"];

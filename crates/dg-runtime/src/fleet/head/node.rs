@@ -7,7 +7,6 @@ use crate::logic::cluster::registry::Facts;
 use crate::logic::cluster::{ModelHash, NodeId, Stamp, placement};
 use dg_config::{ClusterFile, NodeDevice};
 use dg_net::bus::Link;
-use dg_net::plane::Member;
 use std::collections::BTreeMap;
 
 /// A node of the file.
@@ -36,7 +35,6 @@ pub(super) struct RankInfo {
     pub(super) memory: u64,
     pub(super) step: u32,
     pub(super) epoch: Option<Stamp>,
-    pub(super) member: Option<Member>,
 }
 
 impl Node {

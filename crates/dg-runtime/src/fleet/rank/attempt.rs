@@ -7,7 +7,7 @@ use crate::logic::cluster::Stamp;
 use crate::logic::cluster::epoch::Trouble;
 use dg_comm::Communicator;
 use dg_flux::ModelRepo;
-use dg_net::plane::{Address, Listener, Member};
+use dg_net::plane::{Listener, Member};
 use dg_plan::Plan;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;

@@ -70,7 +70,7 @@ struct Arguments {
 struct RankActor;
 
 /// What the actor hears.
-pub(super) enum Message {
+enum Message {
     /// From the agent.
     Heard(RankIn, Bytes),
     /// From the thread: the work of this epoch that it was given last has ended.
@@ -82,7 +82,7 @@ pub(super) enum Message {
 impl ractor::Message for Message {}
 
 /// What the thread is given.
-pub(super) enum Work {
+enum Work {
     Prepare(Stamp, super::protocol::RankTeam, Box<JobBody>, told::Stop),
     Group(Stamp, dg_net::plane::EpochKey, Vec<dg_net::plane::Member>),
     Run(Stamp, u32, Bytes),
