@@ -2,6 +2,7 @@
 
 mod identity;
 mod join;
+mod kept;
 mod matrix;
 mod old_tls;
 mod peers;
