@@ -11,6 +11,7 @@
 //! - [`mod@env`]: `DG_*` → values
 //! - [`cluster`], [`node`], [`mesh`]: the sections of a cluster in the same file, as [`ClusterFile`]
 //! - [`field`], [`fields`]: the table of their keys; [`units`]: times, memory and addresses as people write them
+//! - [`mod@state`]: where a cluster keeps its state
 //! - [`layers`]: [`Layers`], the precedence built-in < model < TOML < environment < flags
 //! - [`suggest`]: "did you mean"
 //!

@@ -13,7 +13,7 @@
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
 //! - [`board`]: what ranks have done and sent, for reports and traces
-//! - [`memory`]: what a run will need
+//! - [`memory`]: what a run will need; [`machine`]: what this machine has
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,6 +41,7 @@ mod compute;
 pub mod error;
 pub mod job;
 pub mod logic;
+pub mod machine;
 pub mod memory;
 pub mod plan;
 mod run;

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::passport::validity;
 use super::state::read_text;
 use super::{Admitted, Ca, Fingerprint, Identity, IdentityError, Passport, State};
 
@@ -83,7 +82,7 @@ impl Auditor {
             audit.say("it is not the CA whose certificate is in `ca.crt`", "restore one of the two");
         }
         audit.fingerprint = Some(ca.fingerprint());
-        match validity(ca.certificate()) {
+        match ca.validity() {
             Ok(validity) => audit.date(validity, now, "begin anew (`dg-cluster certs init --force`)"),
             Err(e) => audit.faults.push(e.into()),
         }

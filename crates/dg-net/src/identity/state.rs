@@ -85,8 +85,16 @@ impl State {
 
     /// Issues a certificate again, for the role that the one in the folder has. That one is let in until it ends.
     pub fn renew(&self, ca: &Ca, name: &Name, now: SystemTime) -> Result<Identity, IdentityError> {
-        let there = self.identity_path(name).try_exists().unwrap_or(true);
-        let role = if there || !name.is_head() { self.load(name)?.passport().role() } else { Role::Head };
+        let path = self.identity_path(name);
+        let role = match path.try_exists().unwrap_or(true) {
+            true => self.load(name)?.passport().role(),
+            false if name.is_head() => Role::Head,
+            false if !self.admitted()?.of(name).is_empty() => {
+                let hint = "it joins again: `dg-cluster token create --node` with its name";
+                return Err(file_error(&path, "not here: it is where its holder is", hint));
+            }
+            false => return Err(file_error(&path, "it is not there", "`dg-cluster certs issue` makes it")),
+        };
         self.issue(ca, name, role, true, now)
     }
 
@@ -191,7 +199,8 @@ pub(crate) fn write_file(path: &Path, text: &str, replace: bool) -> Result<(), I
             // Unlike a rename, a link fails if the name is taken.
             std::fs::hard_link(&temporary, path)?;
         }
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
     })();
     // After a rename there is nothing to remove.
     let _ = std::fs::remove_file(&temporary);
