@@ -95,7 +95,7 @@ pub(crate) fn run(action: &Action) -> Result<(), Failure> {
         Action::Init { place, force } => init(place, *force, now),
         Action::Issue { place, node, client, force, out } => {
             let holder = node.as_ref().map(|name| (name, Role::Node));
-            let holder = holder.or(client.as_ref().map(|name| (name, Role::Client)));
+            let holder = holder.or_else(|| client.as_ref().map(|name| (name, Role::Client)));
             let (name, role) = holder.expect("the command line has one of the two");
             issue(&place.state()?, (name, role), *force, out.as_deref(), now)
         }
