@@ -1,6 +1,7 @@
 //! The programs as a person runs them.
 
 mod args;
+mod certs;
 mod cluster;
 mod config;
 mod hub;

@@ -9,7 +9,7 @@ use dg_config::{Key, Kind, SETTINGS, Setting, Value};
 use dg_plan::Device;
 use std::path::PathBuf;
 
-/// Check and plan clusters of nodes for FLUX text-to-image.
+/// Check, plan and prepare clusters of nodes for FLUX text-to-image.
 #[derive(Debug, Parser)]
 #[command(name = "dg-cluster", version, about, long_about = None)]
 #[command(after_help = END, max_term_width = 100)]
@@ -31,6 +31,20 @@ pub(crate) enum Command {
     /// Show which ranks are on which node and what they would send one another; nothing is started.
     #[command(max_term_width = 100, args_override_self = true)]
     Plan(Box<PlanArgs>),
+    /// Make, show, renew and check the certificates of a cluster.
+    Certs {
+        /// What to do.
+        #[command(subcommand)]
+        action: crate::certs::Action,
+    },
+    /// Make and list the tokens by which nodes of other hosts join.
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        action: crate::token::Action,
+    },
+    /// Check what this machine has, and what a cluster needs of it.
+    Doctor(crate::doctor::Arguments),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -64,7 +78,7 @@ pub(crate) struct PlanArgs {
     pub(crate) output: Form,
 }
 
-/// Form of a plan.
+/// Form of what is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     /// For reading.
@@ -143,15 +157,18 @@ Examples:
   dg-cluster validate configs/laptop-two-nodes.toml
   dg-cluster plan configs/rig-8-gpu-2-nodes.toml
   dg-cluster plan configs/two-hosts.toml --model_name FLUX.1-schnell -o json
+  dg-cluster doctor --cluster configs/two-hosts.toml
+  dg-cluster certs init --cluster configs/two-hosts.toml
+  dg-cluster token create --cluster configs/two-hosts.toml --node gpu-2
 
 Flags may be written with hyphens too (--batch-size).
 
 Exit codes:
-  0  the file is right, the plan can run
+  0  the file is right, the plan can run, it is done
   1  standard output cannot be written
   2  wrong command line
-  3  configuration or model is missing or broken
-  4  cannot run as planned: degrees, device, memory";
+  3  configuration, certificate or model is missing or broken
+  4  cannot run as planned: degrees, device, memory, what doctor found";
 
 #[cfg(test)]
 mod tests {

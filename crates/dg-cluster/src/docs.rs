@@ -28,18 +28,20 @@ pub(crate) fn man(is_markdown: bool) -> Result<(), Failure> {
     print(String::from_utf8_lossy(&page).trim_end())
 }
 
-/// The program and its commands, each called by its whole name.
+/// The program and its commands, those of commands too, each called by its whole name.
 fn commands() -> Vec<Command> {
     let mut root = Cli::command().term_width(WIDTH);
     root.build();
-    let subs = root.get_subcommands().filter(|c| c.get_name() != "help");
-    let whole = |c: &Command| {
-        // a page stands alone: `dg-cluster-plan`, not `plan`
-        let name = c.get_bin_name().unwrap_or(NAME).replace(' ', "-");
-        c.clone().name(Box::leak(name.into_boxed_str()) as &'static str).term_width(WIDTH)
-    };
-    let subs: Vec<Command> = subs.map(whole).collect();
-    std::iter::once(root).chain(subs).collect()
+    let mut all = Vec::new();
+    walk(&root, &mut all);
+    all
+}
+
+fn walk(command: &Command, all: &mut Vec<Command>) {
+    // a page stands alone: `dg-cluster-plan`, not `plan`
+    let name = command.get_bin_name().unwrap_or(NAME).replace(' ', "-");
+    all.push(command.clone().name(Box::leak(name.into_boxed_str()) as &'static str).term_width(WIDTH));
+    command.get_subcommands().filter(|c| c.get_name() != "help").for_each(|c| walk(c, all));
 }
 
 /// The whole of `docs/cluster-cli.md`.

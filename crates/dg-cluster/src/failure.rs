@@ -85,6 +85,15 @@ impl From<dg_plan::Refusal> for Failure {
     }
 }
 
+impl From<dg_net::identity::IdentityError> for Failure {
+    fn from(e: dg_net::identity::IdentityError) -> Self {
+        let text = e.to_string();
+        let (message, hint) =
+            text.rsplit_once("; hint: ").unwrap_or((&text, "see docs/cluster.md, Certificates"));
+        Self::new(e.exit_code(), message, hint)
+    }
+}
+
 impl From<dg_runtime::asked::BadBalance> for Failure {
     fn from(e: dg_runtime::asked::BadBalance) -> Self {
         Self::new(e.exit(), e.to_string(), e.hint())

@@ -1,4 +1,4 @@
-//! Names of models → shapes. Weights are not read, and the hub is not asked.
+//! Names of models → shapes, and whether a model is on this host. Weights are not read, and the hub is not asked.
 
 use crate::failure::Failure;
 use dg_core::{ExitCode, GenerationDefaults, ModelShape};
@@ -19,6 +19,36 @@ pub(crate) fn shape(name: &str) -> Result<(ModelShape, GenerationDefaults), Fail
     let file = "generation_config.json";
     let defaults = if source.has(file) { source.json(file)? } else { GenerationDefaults::default() };
     Ok((ModelConfig::read(&source)?.shape, defaults))
+}
+
+/// Where on this host the model is that goes by `name`: in words, or nothing if it may only be on the hub.
+pub(crate) fn find(name: &str) -> Result<Option<String>, Failure> {
+    if name == DEMO {
+        return Ok(demo()?.map(|_| "built in".into()));
+    }
+    if let Some(source) = folder(name) {
+        ModelConfig::read(&source)?;
+        return Ok(Some("a folder".into()));
+    }
+    let is_published = dg_plan::known::published(name).is_some();
+    let is_id = name.split('/').count() == 2 && !name.starts_with(['/', '.', '~']);
+    match is_published || is_id {
+        true => Ok(cached(name)),
+        false => shape(name).map(|_| None),
+    }
+}
+
+#[cfg(feature = "hub")]
+fn cached(name: &str) -> Option<String> {
+    let id = dg_hub::RepoId::parse(name).ok()?;
+    let models = dg_hub::cached(&dg_hub::HubOptions::from_env());
+    let found = models.into_iter().find(|model| model.id.as_str() == id.as_str() && model.complete)?;
+    Some(format!("in the hub's cache, {}", found.path.display()))
+}
+
+#[cfg(not(feature = "hub"))]
+fn cached(_: &str) -> Option<String> {
+    None
 }
 
 fn folder(name: &str) -> Option<ModelSource> {

@@ -1,22 +1,19 @@
 //! Columns for reading.
 
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
 /// Rows of equal length, the first of which is the heading; columns are as wide as their widest cell. Those in `right`
 /// are numbers.
 pub(crate) fn columns(rows: &[Vec<String>], right: &[usize]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |i: usize| rows.iter().filter_map(|row| row.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..count).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, width))| match right.contains(&i) {
-            true => format!("{cell:>width$}"),
-            false => format!("{cell:<width$}"),
-        });
-        let line = cells.collect::<Vec<_>>().join("  ");
-        out += &format!(" {}\n", line.trim_end());
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.add_rows(rows);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
     }
-    out
+    table.trim_fmt() + "\n"
 }
 
 /// `1 node`, `2 nodes`.

@@ -117,11 +117,11 @@ pub const FIELDS: &[Field] = &[
     field("failure", "checkpoint_every", Integer(1, 1000), "Steps between checkpoints: so many may be lost with a rank.")
         .default("1"),
     field("security", "ca", Path, "Certificate of the authority that all certificates come from (PEM).")
-        .otherwise("`ca.pem` in state_dir"),
+        .otherwise("`ca.crt` in state_dir"),
     field("security", "certificate", Path, "The head's own certificate (PEM). Needs key.")
         .otherwise("`head.pem` in state_dir"),
     field("security", "key", Path, "Private key of that certificate (PEM). Needs certificate.")
-        .otherwise("`head.key` in state_dir"),
+        .otherwise("`head.pem` in state_dir, which has both"),
     field("security", "token_lifetime", Duration(MINUTE, 30 * DAY), "A join token that was not used by then is worthless.")
         .default("24h"),
     field("security", "tensor_tls", Switch, "Encrypt tensors between hosts (TLS 1.3). Ranks of one host share memory, and NCCL never encrypts.")

@@ -11,6 +11,7 @@
 //! - [`mod@env`]: `DG_*` → values
 //! - [`cluster`], [`node`], [`mesh`]: the sections of a cluster in the same file, as [`ClusterFile`]
 //! - [`field`], [`fields`]: the table of their keys; [`units`]: times, memory and addresses as people write them
+//! - [`mod@state`]: where a cluster keeps its state
 //! - [`layers`]: [`Layers`], the precedence built-in < model < TOML < environment < flags
 //! - [`suggest`]: "did you mean"
 //!
@@ -38,6 +39,7 @@ pub mod mesh;
 pub mod node;
 mod section;
 pub mod setting;
+pub mod state;
 pub mod suggest;
 pub mod table;
 pub mod units;
@@ -48,5 +50,6 @@ pub use file::FileError;
 pub use layers::{BadDefault, Layers, Origin, Settings};
 pub use node::{Launch, Node, NodeDevice};
 pub use setting::{BadValue, Kind, Setting, Value};
+pub use state::state_folder;
 pub use table::{Key, SETTINGS};
 pub use units::Address;

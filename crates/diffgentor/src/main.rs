@@ -27,7 +27,6 @@ mod hub;
 mod known;
 mod layout;
 mod log;
-mod machine;
 mod models;
 mod names;
 mod normalise;
@@ -48,6 +47,7 @@ mod usage;
 
 use args::Command;
 use dg_core::ExitCode;
+use dg_runtime::machine;
 use failure::Failure;
 
 fn main() -> std::process::ExitCode {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::state::{read_text, write_file};
-use super::{Fingerprint, IdentityError, Name, Passport};
+use super::{Fingerprint, IdentityError, Name, Passport, lock};
 
 /// The certificates that are let in; clones are the same list.
 ///
@@ -79,6 +79,23 @@ impl Admitted {
         Ok(was)
     }
 
+    /// Takes all certificates of a name off the list; the answer is how many there were.
+    pub fn revoke_name(&self, name: &Name) -> Result<usize, IdentityError> {
+        let mut count = 0;
+        self.change(|entries| {
+            let before = entries.len();
+            entries.retain(|_, holder| holder != name);
+            count = before - entries.len();
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
+    /// All that are on the list.
+    pub fn entries(&self) -> Vec<(Fingerprint, Name)> {
+        self.table.borrow().entries.iter().map(|(print, name)| (*print, name.clone())).collect()
+    }
+
     /// Whether a certificate is let in.
     pub fn contains(&self, fingerprint: Fingerprint) -> bool {
         self.table.borrow().contains(fingerprint)
@@ -105,6 +122,7 @@ impl Admitted {
         &self,
         edit: impl FnOnce(&mut BTreeMap<Fingerprint, Name>) -> Result<(), IdentityError>,
     ) -> Result<(), IdentityError> {
+        let _lock = self.path.as_deref().map(lock).transpose()?;
         let mut done = Ok(());
         self.table.send_if_modified(|table| {
             let changed = match &self.path {

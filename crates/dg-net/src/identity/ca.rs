@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 
+use super::passport::validity;
 use super::{Fingerprint, IdentityError, Name, Passport, Role};
 use crate::endpoint::tls::{client_verifier, provider};
 
@@ -95,6 +96,11 @@ impl Ca {
     /// Its own certificate, in PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// When it begins and ends to be valid.
+    pub fn validity(&self) -> Result<(SystemTime, SystemTime), IdentityError> {
+        validity(&self.certificate)
     }
 
     /// By which a join token pins it.

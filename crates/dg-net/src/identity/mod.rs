@@ -7,8 +7,9 @@
 //! # Layout
 //! - [`Name`], [`Role`], [`Fingerprint`], [`Passport`]: what a certificate says
 //! - [`Ca`]: signs; [`Identity`]: a certificate with its key
-//! - [`State`]: the folder that keeps them
+//! - [`State`]: the folder that keeps them; [`Auditor`]: what is wrong with them
 //! - [`Admitted`]: which certificates still count
+//! - `lock`: one writer at a time
 //!
 //! ```
 //! use dg_net::identity::{Ca, Name, Role};
@@ -23,17 +24,23 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
 mod admitted;
+mod audit;
 mod ca;
+mod lock;
 mod passport;
 mod state;
 
 pub use admitted::Admitted;
+pub use audit::{Audit, Auditor, Fault};
 pub use ca::{Ca, Identity};
 pub(crate) use ca::{new_key, request};
+pub(crate) use lock::lock;
 pub use passport::{BadName, Fingerprint, Name, Passport, Role};
 pub use state::State;
+pub(crate) use state::{read_text, write_file};
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dg_core::ExitCode;
 
@@ -82,3 +89,6 @@ impl IdentityError {
         Self::Crypto { what, reason: reason.to_string() }
     }
 }
+
+/// A certificate that ends sooner than this should be renewed.
+pub const RENEW_BEFORE: Duration = Duration::from_secs(30 * 86_400);

@@ -136,6 +136,12 @@ impl Fingerprint {
     }
 }
 
+impl From<Fingerprint> for [u8; 32] {
+    fn from(fingerprint: Fingerprint) -> Self {
+        fingerprint.0
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -197,17 +203,8 @@ impl Passport {
             Some((true, false)) if !name.is_head() => Role::Client,
             _ => return Err(refused("has purposes that neither a node nor a client has")),
         };
-        let time = |seconds: i64| {
-            let seconds = u64::try_from(seconds).unwrap_or_default();
-            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
-        };
-        Ok(Self {
-            fingerprint: Fingerprint::of(certificate),
-            name,
-            not_after: time(parsed.validity.not_after.timestamp()),
-            not_before: time(parsed.validity.not_before.timestamp()),
-            role,
-        })
+        let (not_before, not_after) = times(&parsed);
+        Ok(Self { fingerprint: Fingerprint::of(certificate), name, not_after, not_before, role })
     }
 
     /// The holder.
@@ -229,6 +226,22 @@ impl Passport {
     pub const fn validity(&self) -> (SystemTime, SystemTime) {
         (self.not_before, self.not_after)
     }
+}
+
+/// When a certificate of any kind begins and ends to be valid.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), IdentityError> {
+    let parsed = X509Certificate::from_der(certificate);
+    let (_, parsed) = parsed.map_err(|e| IdentityError::crypto("reading the certificate", e))?;
+    Ok(times(&parsed))
+}
+
+fn times(certificate: &X509Certificate<'_>) -> (SystemTime, SystemTime) {
+    let time = |seconds: i64| {
+        let seconds = u64::try_from(seconds).unwrap_or_default();
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(SystemTime::UNIX_EPOCH)
+    };
+    let validity = &certificate.validity;
+    (time(validity.not_before.timestamp()), time(validity.not_after.timestamp()))
 }
 
 const HEAD: &str = "head";

@@ -11,7 +11,8 @@ use super::{Admitted, Ca, Identity, IdentityError, Name, Role};
 /// A folder that only its owner may enter.
 ///
 /// `ca.key` is the CA with its key, `ca.crt` its certificate alone. `NAME.pem` is an identity, certificates and key in
-/// one file, so that a renewal is one rename and the two never disagree. `admitted` has the certificates that count.
+/// one file, so that a renewal is one rename and the two never disagree. `admitted` has the certificates that count,
+/// `tokens` the join tokens that are out.
 #[derive(Clone, Debug)]
 pub struct State {
     folder: PathBuf,
@@ -38,17 +39,31 @@ impl State {
         Ok(Self { folder })
     }
 
-    /// Makes the cluster's CA. With `replace` an older one is overwritten, and nothing that it signed counts any more.
+    /// Makes the cluster's CA. With `replace` an older one is overwritten, and nothing that it signed counts any more: the
+    /// lists of certificates and of join tokens begin anew.
     pub fn init_ca(&self, replace: bool, now: SystemTime) -> Result<Ca, IdentityError> {
         let ca = Ca::create(now)?;
-        write_file(&self.folder.join(CA_KEY), &ca.pem(), replace)?;
-        write_file(&self.folder.join("ca.crt"), ca.certificate_pem(), true)?;
+        write_file(&self.ca_path(), &ca.pem(), replace)?;
+        write_file(&self.ca_certificate_path(), ca.certificate_pem(), true)?;
+        for list in [self.admitted_path(), self.tokens_path()] {
+            match std::fs::remove_file(&list) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(file_error(&list, e, "remove it by hand"));
+                }
+                _ => {}
+            }
+        }
         Ok(ca)
+    }
+
+    /// Whether the cluster's CA is here.
+    pub fn has_ca(&self) -> bool {
+        self.ca_path().try_exists().unwrap_or(true)
     }
 
     /// The cluster's CA.
     pub fn ca(&self) -> Result<Ca, IdentityError> {
-        let path = self.folder.join(CA_KEY);
+        let path = self.ca_path();
         Ca::from_pem(&read_text(&path, true)?).map_err(|e| file_error(&path, e, "restore it, or begin anew"))
     }
 
@@ -64,6 +79,35 @@ impl State {
     ) -> Result<Identity, IdentityError> {
         let identity = ca.issue(name, role, now)?;
         self.save(&identity, replace)?;
+        self.admitted()?.add(identity.passport())?;
+        Ok(identity)
+    }
+
+    /// Issues a certificate again, for the role that the one in the folder has. That one is let in until it ends.
+    pub fn renew(&self, ca: &Ca, name: &Name, now: SystemTime) -> Result<Identity, IdentityError> {
+        let path = self.identity_path(name);
+        let role = match path.try_exists().unwrap_or(true) {
+            true => self.load(name)?.passport().role(),
+            false if name.is_head() => Role::Head,
+            false if !self.admitted()?.of(name).is_empty() => {
+                let hint = "it joins again: `dg-cluster token create --node` with its name";
+                return Err(file_error(&path, "not here: it is where its holder is", hint));
+            }
+            false => return Err(file_error(&path, "it is not there", "`dg-cluster certs issue` makes it")),
+        };
+        self.issue(ca, name, role, true, now)
+    }
+
+    /// Issues a certificate and lets it in, but saves it in another place: its holder is on another host.
+    pub fn issue_to(
+        &self,
+        path: &Path,
+        (ca, name, role): (&Ca, &Name, Role),
+        replace: bool,
+        now: SystemTime,
+    ) -> Result<Identity, IdentityError> {
+        let identity = ca.issue(name, role, now)?;
+        write_file(path, identity.pem(), replace)?;
         self.admitted()?.add(identity.passport())?;
         Ok(identity)
     }
@@ -88,7 +132,22 @@ impl State {
 
     /// The certificates that are let in.
     pub fn admitted(&self) -> Result<Admitted, IdentityError> {
-        Admitted::open(&self.folder.join("admitted"))
+        Admitted::open(&self.admitted_path())
+    }
+
+    /// The files with identities, by name.
+    pub fn identity_files(&self) -> Result<Vec<PathBuf>, IdentityError> {
+        let failed = |e: std::io::Error| file_error(&self.folder, e, "is it the right folder (`state_dir`)?");
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(failed)?.take(FILES_MAX) {
+            let path = entry.map_err(failed)?.path();
+            let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if !is_hidden && path.extension().is_some_and(|extension| extension == "pem") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
     }
 
     /// Where the identity of `name` is.
@@ -100,13 +159,29 @@ impl State {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+
+    pub(crate) fn tokens_path(&self) -> PathBuf {
+        self.folder.join("tokens")
+    }
+
+    pub(super) fn admitted_path(&self) -> PathBuf {
+        self.folder.join("admitted")
+    }
+
+    pub(super) fn ca_path(&self) -> PathBuf {
+        self.folder.join("ca.key")
+    }
+
+    pub(super) fn ca_certificate_path(&self) -> PathBuf {
+        self.folder.join("ca.crt")
+    }
 }
 
 /// Writes a file for its owner's eyes only, at once or not at all.
-pub(super) fn write_file(path: &Path, text: &str, replace: bool) -> Result<(), IdentityError> {
+pub(crate) fn write_file(path: &Path, text: &str, replace: bool) -> Result<(), IdentityError> {
     let failed = |e: std::io::Error| match e.kind() {
         ErrorKind::AlreadyExists => {
-            file_error(path, "it exists", "ask for replacement if it is no longer needed")
+            file_error(path, "it exists", "replace it (`--force`) if it is no longer needed")
         }
         _ => file_error(path, e, "is the folder writable, the disk full?"),
     };
@@ -124,7 +199,8 @@ pub(super) fn write_file(path: &Path, text: &str, replace: bool) -> Result<(), I
             // Unlike a rename, a link fails if the name is taken.
             std::fs::hard_link(&temporary, path)?;
         }
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
     })();
     // After a rename there is nothing to remove.
     let _ = std::fs::remove_file(&temporary);
@@ -132,7 +208,7 @@ pub(super) fn write_file(path: &Path, text: &str, replace: bool) -> Result<(), I
 }
 
 /// Reads a file of the state folder; one with a `key` must be its owner's alone.
-pub(super) fn read_text(path: &Path, key: bool) -> Result<String, IdentityError> {
+pub(crate) fn read_text(path: &Path, key: bool) -> Result<String, IdentityError> {
     let failed = |e: std::io::Error| {
         let hint = match e.kind() {
             ErrorKind::NotFound => "`dg-cluster certs init` and `certs issue` make it",
@@ -162,11 +238,12 @@ fn private(path: &Path, mode: u32, hint: &'static str) -> Result<(), IdentityErr
     Ok(())
 }
 
-fn file_error(path: &Path, what: impl ToString, hint: &'static str) -> IdentityError {
+pub(super) fn file_error(path: &Path, what: impl ToString, hint: &'static str) -> IdentityError {
     IdentityError::File { path: path.to_owned(), what: what.to_string(), hint }
 }
 
-const CA_KEY: &str = "ca.key";
-
 /// The list of those let in may be this long; all other files are far shorter.
 const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// More names than a cluster has certificates.
+const FILES_MAX: usize = 20_000;

@@ -9,26 +9,31 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::rules::{Refusal, Rules};
-use super::token::SECRET_BYTES;
-use super::{Answer, Ask, JoinToken};
-use crate::endpoint::tls::provider;
-use crate::identity::{Admitted, Ca, IdentityError, Name, Passport};
+use super::tokens::Tokens;
+use super::{Answer, Ask, JoinToken, TokenBook};
+use crate::identity::{Admitted, Ca, Fingerprint, IdentityError, Name, Passport};
 use crate::quiet::Quiet;
 use crate::wire::{WireError, read_frame, write_frame};
 
-/// Gives certificates to those who bring a token. The tokens are in memory: a head that is started again knows none.
+/// Gives certificates to those who bring a token.
 #[derive(Debug)]
 pub struct JoinDesk {
     admitted: Admitted,
+    book: TokenBook,
     ca: Ca,
     quiet: Quiet,
     rules: Mutex<Rules>,
 }
 
 impl JoinDesk {
-    /// `admitted` is the list on which new certificates go.
+    /// With tokens in memory. `admitted` is the list on which new certificates go.
     pub fn new(ca: Ca, admitted: Admitted) -> Arc<Self> {
-        Arc::new(Self { admitted, ca, quiet: Quiet::default(), rules: Mutex::default() })
+        Self::with_tokens(ca, admitted, TokenBook::in_memory())
+    }
+
+    /// With the tokens of `book`, which may be a file that others write too.
+    pub fn with_tokens(ca: Ca, admitted: Admitted, book: TokenBook) -> Arc<Self> {
+        Arc::new(Self { admitted, book, ca, quiet: Quiet::default(), rules: Mutex::default() })
     }
 
     /// Makes a token for the node `name`, or for any name that is free. `host` and `port` are where nodes reach the head.
@@ -40,23 +45,18 @@ impl JoinDesk {
         life: Duration,
         now: SystemTime,
     ) -> Result<JoinToken, IdentityError> {
-        let failed = |reason: &dyn ToString| IdentityError::Crypto {
-            what: "making a join token",
-            reason: reason.to_string(),
-        };
-        let mut secret = [0; SECRET_BYTES];
-        provider().secure_random.fill(&mut secret).map_err(|_| failed(&"no random bytes"))?;
-        let secret: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
-        let token = JoinToken::new(host, port, self.ca.fingerprint(), secret).map_err(|e| failed(&e))?;
-        if !self.rules().add(&token.secret, name, now + life, now) {
-            return Err(failed(&"too many tokens are out"));
-        }
-        Ok(token)
+        self.book.create(self.ca.fingerprint(), (host, port), name, life, now)
     }
 
     /// Whether there is a token that can be used. If not, the endpoint does not speak of joining at all.
     pub fn is_open(&self, now: SystemTime) -> bool {
-        self.rules().is_open(now)
+        let open = self.book.is_open(now);
+        open.unwrap_or_else(|error| {
+            if self.quiet.allows(Instant::now()) {
+                tracing::warn!(%error, "nobody can join");
+            }
+            false
+        })
     }
 
     /// One question, one answer.
@@ -97,36 +97,75 @@ impl JoinDesk {
     /// Under one lock from the first look at the token to its end, so that it gives one certificate.
     fn decide(&self, ask: &Ask, from: IpAddr, now: SystemTime) -> Answer {
         let mut rules = self.rules();
-        let matched = match rules.check(&ask.secret, &ask.name, from, now) {
-            Ok(matched) => matched,
-            Err(refusal) => return Answer::Refused(refusal),
-        };
-        // A token for any name gives none that somebody has.
-        if !matched.bound && !self.admitted.of(&matched.name).is_empty() {
-            rules.note_failure(from, now);
-            return Answer::Refused(Refusal::Name);
+        if let Err(refusal) = rules.check(from, now) {
+            return Answer::Refused(refusal);
         }
-        let signed = self.ca.sign_request(&ask.request, &matched.name, now);
-        let Ok(certificate) = signed.inspect_err(|error| tracing::warn!(%error, "join request")) else {
-            rules.note_failure(from, now);
-            return Answer::Refused(Refusal::BadRequest);
-        };
-        if let Err(error) = self.admit(&certificate) {
-            tracing::warn!(%error, name = %matched.name, "a new certificate could not be saved");
-            return Answer::Refused(Refusal::Failed);
+        let mut admitted = None;
+        let decided = self.book.change(|tokens| self.grant(tokens, ask, now, &mut admitted));
+        match decided {
+            Ok(Ok((name, certificate))) => {
+                tracing::info!(%name, %from, "joined");
+                Answer::Granted { certificate, ca: self.ca.certificate_pem().to_owned() }
+            }
+            Ok(Err(refusal)) => {
+                if refusal != Refusal::Failed {
+                    rules.note_failure(from, now);
+                }
+                Answer::Refused(refusal)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the list of join tokens could not be read or saved");
+                // A token that could not be used up gives nothing.
+                if let Some(fingerprint) = admitted
+                    && let Err(error) = self.admitted.revoke(fingerprint)
+                {
+                    tracing::warn!(%error, "a certificate that nobody got stays on the list");
+                }
+                Answer::Refused(Refusal::Failed)
+            }
         }
-        rules.burn(&matched);
-        tracing::info!(name = %matched.name, %from, "joined");
-        Answer::Granted { certificate, ca: self.ca.certificate_pem().to_owned() }
     }
 
-    fn admit(&self, certificate: &str) -> Result<(), IdentityError> {
+    /// The token is used up last, so that whatever fails before leaves it as it was.
+    fn grant(
+        &self,
+        tokens: &mut Tokens,
+        ask: &Ask,
+        now: SystemTime,
+        admitted: &mut Option<Fingerprint>,
+    ) -> Result<(Name, String), Refusal> {
+        let matched = tokens.find(&ask.secret, &ask.name, now)?;
+        // Certificates that were issued beside a running head count too.
+        if let Err(error) = self.admitted.reload() {
+            tracing::warn!(%error, "the list of certificates could not be read");
+            return Err(Refusal::Failed);
+        }
+        // A token for any name gives none that somebody has.
+        if !matched.bound && !self.admitted.of(&matched.name).is_empty() {
+            return Err(Refusal::Name);
+        }
+        let signed = self.ca.sign_request(&ask.request, &matched.name, now);
+        let certificate = signed.map_err(|error| {
+            tracing::warn!(%error, "join request");
+            Refusal::BadRequest
+        })?;
+        *admitted = Some(self.admit(&certificate).map_err(|error| {
+            tracing::warn!(%error, name = %matched.name, "a new certificate could not be saved");
+            Refusal::Failed
+        })?);
+        tokens.burn(&matched);
+        Ok((matched.name, certificate))
+    }
+
+    fn admit(&self, certificate: &str) -> Result<Fingerprint, IdentityError> {
         let certificate = CertificateDer::from_pem_slice(certificate.as_bytes());
         let certificate = certificate.map_err(|e| IdentityError::Crypto {
             what: "reading the new certificate",
             reason: e.to_string(),
         })?;
-        self.admitted.add(&Passport::read(&certificate)?)
+        let passport = Passport::read(&certificate)?;
+        self.admitted.add(&passport)?;
+        Ok(passport.fingerprint())
     }
 
     /// The rules are sound after a panic: every change of them is one statement.

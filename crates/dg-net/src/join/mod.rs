@@ -2,23 +2,28 @@
 //!
 //! The token `dgjoin1:HOST:PORT:SHA256:SECRET` says where the head is, which CA it has, and has a secret that works once
 //! within its time. The node compares the CA with the token before it sends anything, and makes its key itself. The head
-//! answers one message with one message. Everything is decided in one place, `rules`, in an order that lets a refused
-//! name or a full disk not use up the token.
+//! answers one message with one message, decided in an order that lets a refused name or a full disk not use up the
+//! token.
 //!
 //! # Layout
 //! - [`JoinToken`]; [`JoinDesk`]: the head's side; [`join`]: the node's; [`Refusal`]: the head's "no"
-//! - `rules`: which tokens are out, and who has guessed too often
+//! - [`TokenBook`]: where the tokens are kept, in memory or in a file; `tokens`: which are out, and what they are good for
+//! - `rules`: who has guessed too often
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
+mod book;
 mod client;
 mod desk;
 mod rules;
 mod token;
+mod tokens;
 
+pub use book::TokenBook;
 pub use client::join;
 pub use desk::JoinDesk;
 pub use rules::Refusal;
 pub use token::{BadToken, JoinToken};
+pub use tokens::Token;
 
 use std::fmt;
 use std::time::Duration;

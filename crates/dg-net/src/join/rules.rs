@@ -1,14 +1,10 @@
-//! Which tokens are out, and who has guessed too often. No clock, no socket: time is an argument.
+//! Who has guessed too often. No clock, no socket: time is an argument.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-
-use crate::identity::Name;
 
 /// The head's "no" to a node that wants to join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -37,30 +33,10 @@ pub enum Refusal {
     Used,
 }
 
-/// The tokens of a head, and the failures of a minute.
+/// The failures of a minute.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     failures: HashMap<IpAddr, Vec<SystemTime>>,
-    tokens: Vec<Token>,
-}
-
-#[derive(Debug)]
-struct Token {
-    expires: SystemTime,
-    /// SHA-256 of the secret: whoever reads the head's memory dump cannot join by it.
-    hash: [u8; 32],
-    /// The name that it is for; any that is free without.
-    name: Option<Name>,
-    used: bool,
-}
-
-/// A token that is as good as used, once [`Rules::burn`] was called.
-#[derive(Debug)]
-pub(super) struct Match {
-    hash: [u8; 32],
-    /// The name that it was made for.
-    pub(super) bound: bool,
-    pub(super) name: Name,
 }
 
 impl Refusal {
@@ -79,73 +55,15 @@ impl Refusal {
 }
 
 impl Rules {
-    /// Notes a new token. `false` if too many are out.
-    pub(super) fn add(
-        &mut self,
-        secret: &str,
-        name: Option<Name>,
-        expires: SystemTime,
-        now: SystemTime,
-    ) -> bool {
-        // Used and old ones are kept for a while, so that whoever brings them learns why they do not work.
-        self.tokens.retain(|token| token.expires + KEPT > now);
-        if self.tokens.len() >= TOKENS_MAX {
-            self.tokens.retain(|token| !token.used && token.expires > now);
-        }
-        if self.tokens.len() >= TOKENS_MAX {
-            return false;
-        }
-        self.tokens.push(Token { expires, hash: hash(secret), name, used: false });
-        true
-    }
-
-    /// Whether any token can be used.
-    pub(super) fn is_open(&self, now: SystemTime) -> bool {
-        self.tokens.iter().any(|token| !token.used && token.expires > now)
-    }
-
-    /// Looks at a token that comes from `from`. The name is looked at last: only who has a token learns about names.
-    pub(super) fn check(
-        &mut self,
-        secret: &str,
-        name: &str,
-        from: IpAddr,
-        now: SystemTime,
-    ) -> Result<Match, Refusal> {
-        if self.too_many_failures(from, now) {
-            return Err(Refusal::TooManyAttempts);
-        }
-        let hash = hash(secret);
-        // All are compared, whole, whichever is the one.
-        let mut found = None;
-        for token in &self.tokens {
-            if bool::from(token.hash.ct_eq(&hash)) {
-                found = Some(token);
-            }
-        }
-        let refusal = match found {
-            None => Refusal::UnknownToken,
-            Some(token) if token.used => Refusal::Used,
-            Some(token) if token.expires <= now => Refusal::Expired,
-            Some(token) => match Name::parse(name) {
-                Ok(name) if token.name.as_ref().is_none_or(|bound| *bound == name) => {
-                    return Ok(Match { hash, bound: token.name.is_some(), name });
-                }
-                _ => Refusal::Name,
-            },
-        };
-        self.note_failure(from, now);
-        Err(refusal)
-    }
-
-    /// Uses the token up.
-    pub(super) fn burn(&mut self, matched: &Match) {
-        for token in self.tokens.iter_mut().filter(|token| token.hash == matched.hash) {
-            token.used = true;
+    /// Whether somebody at `from` may try a token. Asked before anything else is looked at.
+    pub(super) fn check(&mut self, from: IpAddr, now: SystemTime) -> Result<(), Refusal> {
+        match self.too_many_failures(from, now) {
+            true => Err(Refusal::TooManyAttempts),
+            false => Ok(()),
         }
     }
 
-    /// Notes a failure after [`check`](Self::check).
+    /// Notes that what came from `from` was refused.
     pub(super) fn note_failure(&mut self, from: IpAddr, now: SystemTime) {
         if self.failures.len() >= ADDRESSES_MAX {
             self.failures.retain(|_, times| times.iter().any(|time| is_recent(*time, now)));
@@ -180,14 +98,8 @@ fn is_recent(time: SystemTime, now: SystemTime) -> bool {
     now.duration_since(time).is_ok_and(|age| age < WINDOW)
 }
 
-fn hash(secret: &str) -> [u8; 32] {
-    Sha256::digest(secret.as_bytes()).into()
-}
-
 const ADDRESSES_MAX: usize = 4096;
 const FAILURES_PER_MINUTE_MAX: usize = 5;
-const KEPT: Duration = Duration::from_secs(24 * 3600);
-const TOKENS_MAX: usize = 4096;
 const WINDOW: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -198,54 +110,37 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
     }
 
-    fn check(rules: &mut Rules, secret: &str, name: &str, from: &str, now: u64) -> Result<(), Refusal> {
-        rules.check(secret, name, from.parse().unwrap(), after(now)).map(|matched| rules.burn(&matched))
-    }
-
-    #[test]
-    fn a_token_works_once_for_its_name_in_its_time() {
-        let mut rules = Rules::default();
-        let bound = Some(Name::parse("node-1").unwrap());
-        assert!(!rules.is_open(after(0)));
-        assert!(rules.add("a", bound, after(100), after(0)));
-        assert!(rules.add("b", None, after(100), after(0)));
-        assert_eq!(check(&mut rules, "c", "node-1", "10.0.0.1", 1), Err(Refusal::UnknownToken));
-        assert_eq!(check(&mut rules, "a", "node-2", "10.0.0.1", 1), Err(Refusal::Name));
-        assert_eq!(check(&mut rules, "a", "head", "10.0.0.1", 1), Err(Refusal::Name));
-        assert_eq!(check(&mut rules, "a", "node-1", "10.0.0.1", 1), Ok(()));
-        assert_eq!(check(&mut rules, "a", "node-1", "10.0.0.1", 1), Err(Refusal::Used));
-        assert!(rules.is_open(after(99)));
-        assert!(!rules.is_open(after(100)));
-        assert_eq!(check(&mut rules, "b", "node-3", "10.0.0.1", 100), Err(Refusal::Expired));
+    /// Somebody tries a token that is good, or not.
+    fn attempt(rules: &mut Rules, good: bool, from: &str, now: u64) -> Result<(), Refusal> {
+        let from = from.parse().unwrap();
+        rules.check(from, after(now))?;
+        if !good {
+            rules.note_failure(from, after(now));
+            return Err(Refusal::UnknownToken);
+        }
+        Ok(())
     }
 
     #[test]
     fn five_failures_a_minute_are_enough() {
         let mut rules = Rules::default();
-        assert!(rules.add("a", None, after(1000), after(0)));
         for _ in 0..FAILURES_PER_MINUTE_MAX {
-            assert_eq!(check(&mut rules, "b", "n", "fd00::1", 0), Err(Refusal::UnknownToken));
+            assert_eq!(attempt(&mut rules, false, "fd00::1", 0), Err(Refusal::UnknownToken));
         }
-        assert_eq!(check(&mut rules, "a", "n", "fd00::2", 59), Err(Refusal::TooManyAttempts));
-        assert_eq!(check(&mut rules, "b", "n", "fd00:0:0:1::1", 59), Err(Refusal::UnknownToken));
-        assert_eq!(check(&mut rules, "a", "n", "fd00::2", 60), Ok(()));
+        assert_eq!(attempt(&mut rules, true, "fd00::2", 59), Err(Refusal::TooManyAttempts));
+        assert_eq!(attempt(&mut rules, false, "fd00:0:0:1::1", 59), Err(Refusal::UnknownToken));
+        assert_eq!(attempt(&mut rules, true, "fd00::2", 60), Ok(()));
     }
 
     #[test]
-    fn tables_do_not_grow() {
+    fn the_table_does_not_grow() {
         let mut rules = Rules::default();
         for number in 0..3 * ADDRESSES_MAX as u32 {
             let from = std::net::Ipv4Addr::from_bits(number).to_string();
-            let refused = check(&mut rules, "b", "n", &from, u64::from(number) / 1000);
-            assert!(refused.is_err());
+            assert!(attempt(&mut rules, false, &from, u64::from(number) / 1000).is_err());
         }
         assert!(rules.failures.len() <= ADDRESSES_MAX);
         // When the minute is over, others are heard again.
-        assert_eq!(check(&mut rules, "b", "n", "99.0.0.1", 100), Err(Refusal::UnknownToken));
-        for number in 0..TOKENS_MAX {
-            assert!(rules.add(&number.to_string(), None, after(10), after(0)));
-        }
-        assert!(!rules.add("more", None, after(10), after(0)));
-        assert!(rules.add("more", None, after(30), after(20)));
+        assert_eq!(attempt(&mut rules, false, "99.0.0.1", 100), Err(Refusal::UnknownToken));
     }
 }

@@ -48,7 +48,7 @@ fn files_are_their_owners_alone() {
         assert_eq!(mode(&entry.unwrap().path()), 0o600);
         files += 1;
     }
-    assert_eq!(files, 4, "CA with key, CA, node, those admitted, and no temporary file");
+    assert_eq!(files, 5, "CA with key, CA, node, those admitted and their lock, and no temporary file");
     let again = state.load(&name("node-1")).unwrap();
     assert_eq!(again.passport(), node.passport());
     again.check(now).unwrap();

@@ -6,7 +6,7 @@ use dg_net::endpoint::{Endpoint, Options};
 use dg_net::identity::{Admitted, Identity, Name};
 use dg_net::join::{JoinError, JoinToken, Refusal, TOKEN_LIFE, join};
 
-use crate::support::{Rig, ask, loopback, name, warnings};
+use crate::support::{Rig, ask, forget, loopback, name, warnings};
 
 fn token(rig: &Rig, bound: Option<&str>) -> JoinToken {
     token_at(rig, bound, SystemTime::now())
@@ -147,6 +147,7 @@ async fn nonsense_from_strangers_is_logged_and_harmless() {
     {
         let socket = quinn::Endpoint::client(loopback()).unwrap();
         let from = socket.local_addr().unwrap();
+        forget(from);
         let connecting = socket.connect_with(config.clone(), rig.address, "head.dg-cluster").unwrap();
         let connection = connecting.await.unwrap();
         let (mut send, mut receive) = connection.open_bi().await.unwrap();

@@ -3,6 +3,7 @@
 mod bus;
 mod identity;
 mod join;
+mod kept;
 mod matrix;
 mod old_tls;
 mod peers;

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 
 /// Memory that a new program may use, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub struct Memory {
     /// What is free now, page cache counted as free.
-    pub(crate) available: u64,
+    pub available: u64,
     /// What set the limit: the system or a control group.
-    pub(crate) limit: Limit,
+    pub limit: Limit,
 }
 
 /// What limits the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub enum Limit {
     /// All memory of the machine.
     System,
     /// A control group, as containers have.
@@ -24,7 +24,7 @@ pub(crate) enum Limit {
 
 /// Physical cores that this process may use, at least 1: hyperthreads counted once, affinity and
 /// CPU quota respected.
-pub(crate) fn physical_cores() -> NonZeroUsize {
+pub fn physical_cores() -> NonZeroUsize {
     let usable = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let cores = cores_of(Path::new("/"), &affinity());
     NonZeroUsize::new(cores).map_or(usable, |cores| cores.min(usable))
@@ -49,7 +49,7 @@ fn cores_of(root: &Path, cpus: &[usize]) -> usize {
 }
 
 /// Free memory, if the system tells.
-pub(crate) fn memory() -> Option<Memory> {
+pub fn memory() -> Option<Memory> {
     memory_of(Path::new("/"))
 }
 
@@ -89,19 +89,19 @@ fn group_available(root: &Path, line: &str) -> Option<u64> {
 }
 
 /// Bytes free for this user on the file system of `path`, or of its nearest parent that exists.
-pub(crate) fn disk_free(path: &Path) -> Option<u64> {
+pub fn disk_free(path: &Path) -> Option<u64> {
     let path = if path.is_absolute() { path.to_path_buf() } else { std::env::current_dir().ok()?.join(path) };
     let stat = path.ancestors().find_map(|p| rustix::fs::statvfs(p).ok())?;
     stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
 /// Anonymous memory that this process holds, in bytes.
-pub(crate) fn rss_anon() -> Option<u64> {
+pub fn rss_anon() -> Option<u64> {
     own_memory("RssAnon:")
 }
 
 /// The most memory that this process ever held, mapped files included, in bytes.
-pub(crate) fn peak_rss() -> Option<u64> {
+pub fn peak_rss() -> Option<u64> {
     own_memory("VmHWM:")
 }
 
@@ -110,7 +110,7 @@ fn own_memory(name: &str) -> Option<u64> {
 }
 
 /// `12.3 GiB`.
-pub(crate) fn bytes(n: u64) -> String {
+pub fn bytes(n: u64) -> String {
     let n = n as f64;
     match n {
         n if n < 1024.0 * 1024.0 => format!("{:.0} KiB", n / 1024.0),
