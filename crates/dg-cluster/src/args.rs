@@ -9,7 +9,7 @@ use dg_config::{Key, Kind, SETTINGS, Setting, Value};
 use dg_plan::Device;
 use std::path::PathBuf;
 
-/// Check, plan and prepare clusters of nodes for FLUX text-to-image.
+/// Run clusters of nodes for FLUX text-to-image.
 #[derive(Debug, Parser)]
 #[command(name = "dg-cluster", version, about, long_about = None)]
 #[command(after_help = END, max_term_width = 100)]
@@ -31,6 +31,58 @@ pub(crate) enum Command {
     /// Show which ranks are on which node and what they would send one another; nothing is started.
     #[command(max_term_width = 100, args_override_self = true)]
     Plan(Box<PlanArgs>),
+    /// Start a cluster: its head, and the agents of nodes that it launches itself.
+    Up(crate::live::UpArgs),
+    /// End a cluster: its head, agents and ranks.
+    Down {
+        /// Which cluster.
+        #[command(flatten)]
+        which: crate::live::Which,
+    },
+    /// Show the nodes and ranks of a cluster.
+    Status(crate::live::StatusArgs),
+    /// Show the jobs of a cluster, and what happened to them.
+    Jobs {
+        /// Which cluster.
+        #[command(flatten)]
+        which: crate::live::Which,
+        /// Tell of nodes and ranks too.
+        #[arg(long)]
+        events: bool,
+        /// Form of the list.
+        #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
+        output: Form,
+    },
+    /// Show what ranks wrote.
+    Logs(crate::live::LogArgs),
+    /// Give a node no new work.
+    Drain {
+        /// Which cluster.
+        #[command(flatten)]
+        which: crate::live::Which,
+        /// The node.
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// Give it work again.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Cancel a job.
+    Cancel {
+        /// Which cluster.
+        #[command(flatten)]
+        which: crate::live::Which,
+        /// As `dg-cluster jobs` shows it.
+        #[arg(value_name = "JOB")]
+        job: String,
+    },
+    /// Get the certificate of this node by a token.
+    Join(crate::live::JoinArgs),
+    /// Run the agent of a node.
+    Agent(crate::live::AgentArgs),
+    /// A rank, as agents start it.
+    #[command(hide = true)]
+    Rank,
     /// Make, show, renew and check the certificates of a cluster.
     Certs {
         /// What to do.

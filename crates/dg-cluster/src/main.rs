@@ -1,11 +1,12 @@
-//! `dg-cluster`: files that describe a cluster of nodes, checked and planned, and its certificates. Starting one is not
-//! there yet.
+//! `dg-cluster`: files that describe a cluster of nodes, checked and planned, its certificates, and the cluster
+//! itself: its head, its agents and ranks, and what is asked of them.
 //!
 //! # Layout
 //! - `args`, `usage`: the command line
 //! - `load`, `model`: files and names → typed values
 //! - `placed`: which rank is on which node, and how they are joined; pure
 //! - `validate`, `plan`, `certs`, `token`, `doctor`: the commands
+//! - `live`: commands of a cluster that is up
 //! - `place`: which state folder a command is about
 //! - `table`, `date`: columns and dates for reading
 //! - `docs`: man pages, completions and `docs/cluster-cli.md` from the same definitions as `--help`
@@ -18,6 +19,7 @@ mod date;
 mod docs;
 mod doctor;
 mod failure;
+mod live;
 mod load;
 mod model;
 mod place;
@@ -49,6 +51,16 @@ fn dispatch() -> Result<(), Failure> {
         Command::Certs { action } => certs::run(&action),
         Command::Token { action } => token::run(&action),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Up(args) => live::up(&args),
+        Command::Down { which } => live::down(&which),
+        Command::Status(args) => live::status(&args),
+        Command::Jobs { which, events, output } => live::jobs(&which, events, output),
+        Command::Logs(args) => live::logs(&args),
+        Command::Drain { which, node, undo } => live::drain(&which, &node, undo),
+        Command::Cancel { which, job } => live::cancel(&which, &job),
+        Command::Join(args) => live::join(&args),
+        Command::Agent(args) => live::agent(&args),
+        Command::Rank => live::rank(),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { markdown } => docs::man(markdown),
     }

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use dg_core::{ExitCode, GenerationDefaults, ModelShape};
-use dg_flux::{ModelConfig, ModelSource};
+use dg_flux::{ModelConfig, ModelRepo, ModelSource};
 use std::path::PathBuf;
 
 /// The shape of the model that goes by `name`, and what it says about itself.
@@ -36,6 +36,41 @@ pub(crate) fn find(name: &str) -> Result<Option<String>, Failure> {
         true => Ok(cached(name)),
         false => shape(name).map(|_| None),
     }
+}
+
+/// Opens the model that goes by `name` on this host: built in, a folder, or in the hub's cache.
+pub(crate) fn open(name: &str) -> Result<ModelRepo, Failure> {
+    if name == DEMO
+        && let Some(source) = demo()?
+    {
+        return Ok(ModelRepo::open(source, DEMO)?);
+    }
+    if let Some(source) = folder(name) {
+        let root = source.root();
+        let real = root.canonicalize().unwrap_or(root);
+        let id = real.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
+        return Ok(ModelRepo::open(source, &id)?);
+    }
+    let id = if name.contains('/') { name.to_owned() } else { format!("black-forest-labs/{name}") };
+    let Some(path) = cached_at(&id) else {
+        let message = format!("the model `{name}` is neither a folder nor in the hub's cache of this host");
+        let hint = "download it there: `diffgentor t2i --model_name …` does, or name its folder";
+        return Err(Failure::new(ExitCode::Config, message, hint));
+    };
+    Ok(ModelRepo::open(ModelSource::Folder(path), &id)?)
+}
+
+#[cfg(feature = "hub")]
+fn cached_at(name: &str) -> Option<PathBuf> {
+    let id = dg_hub::RepoId::parse(name).ok()?;
+    let models = dg_hub::cached(&dg_hub::HubOptions::from_env());
+    let found = models.into_iter().find(|model| model.id.as_str() == id.as_str() && model.complete)?;
+    Some(found.path)
+}
+
+#[cfg(not(feature = "hub"))]
+fn cached_at(_: &str) -> Option<PathBuf> {
+    None
 }
 
 #[cfg(feature = "hub")]

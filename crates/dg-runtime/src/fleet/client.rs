@@ -177,6 +177,11 @@ impl HeadClient {
         self.ask(&Ask::Model(name.map(str::to_owned))).await
     }
 
+    /// Waits until the head has closed the connection, or for so long.
+    pub async fn closed(&self, most: Duration) {
+        let _ = tokio::time::timeout(most, self.peer.connection().closed()).await;
+    }
+
     async fn open(
         &self,
         ask: &Ask,

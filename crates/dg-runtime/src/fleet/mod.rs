@@ -13,7 +13,7 @@
 //! # Layout
 //! - [`protocol`]: what they say to each other; [`job`]: what a job is, as it travels; `pipe`: frames between agent and rank
 //! - [`head`], [`agent`], [`rank`]: the three kinds of processes
-//! - [`client`]: asking a head
+//! - [`client`]: asking a head; [`places`]: which clusters are up on this host
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
 pub mod agent;
@@ -21,6 +21,7 @@ pub mod client;
 pub mod head;
 pub mod job;
 mod pipe;
+pub mod places;
 pub mod protocol;
 pub mod rank;
 

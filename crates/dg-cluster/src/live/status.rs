@@ -1,0 +1,82 @@
+//! `dg-cluster status`.
+
+use super::ask::Which;
+use crate::args::Form;
+use crate::failure::{Failure, print};
+use crate::table::{bytes, columns, count};
+use clap::Args;
+use dg_runtime::fleet::client::Status;
+use std::time::Duration;
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    which: Which,
+    /// Show it again every second, until Ctrl-C.
+    #[arg(short = 'w', long)]
+    watch: bool,
+    /// Form of the status.
+    #[arg(short = 'o', long, value_name = "FORM", value_enum, default_value_t = Form::Text)]
+    output: Form,
+}
+
+/// Shows nodes and ranks.
+pub(crate) fn status(args: &StatusArgs) -> Result<(), Failure> {
+    super::runtime()?.block_on(async {
+        let client = args.which.connect().await?;
+        loop {
+            let status = client.status().await?;
+            match args.output {
+                Form::Json => print(&serde_json::to_string(&status).unwrap_or_default())?,
+                Form::Text if args.watch => print(&format!("{}\n", page(&status)))?,
+                Form::Text => print(page(&status).trim_end())?,
+            }
+            if !args.watch {
+                return Ok(());
+            }
+            tokio::select! {
+                () = super::asked_to_end() => return Ok(()),
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    })
+}
+
+fn page(status: &Status) -> String {
+    let head = &status.head;
+    let mut nodes = vec![["node", "state", "agent", "ranks", "device", "memory"].map(String::from).to_vec()];
+    nodes.extend(status.nodes.iter().map(|node| {
+        let memory = if node.memory == 0 { "-".into() } else { bytes(node.memory) };
+        let pid = node.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
+        vec![node.node.clone(), node.state.clone(), pid, node.ranks.to_string(), node.device.clone(), memory]
+    }));
+    let heading = ["rank", "node", "pid", "state", "job", "step", "device", "memory"];
+    let mut ranks = vec![heading.map(String::from).to_vec()];
+    ranks.extend(status.ranks.iter().map(|rank| {
+        let or = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        let step = rank.job.as_ref().map(|_| rank.step.to_string());
+        vec![
+            rank.rank.to_string(),
+            rank.node.clone(),
+            or(rank.pid.map(|pid| pid.to_string())),
+            rank.state.clone(),
+            or(rank.job.clone()),
+            or(step),
+            rank.device.clone(),
+            if rank.memory == 0 { "-".into() } else { bytes(rank.memory) },
+        ]
+    }));
+    format!(
+        "cluster {} at {}, head {} since {:.0} s, {} waiting, {} running\n\n{}\n{}",
+        status.cluster,
+        head.address,
+        head.pid,
+        head.uptime_s,
+        count(status.waiting, "job"),
+        count(status.running, "job"),
+        columns(&nodes, &[2, 3, 5]),
+        columns(&ranks, &[0, 2, 5, 7])
+    )
+}
