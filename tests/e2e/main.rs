@@ -3,6 +3,7 @@
 mod args;
 mod cluster;
 mod config;
+mod deploy;
 mod hub;
 mod output;
 mod place;
