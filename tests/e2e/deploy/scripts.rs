@@ -63,16 +63,21 @@ const STAND_INS: [(&str, &str); 4] = [
     ("scontrol", "echo Rack-1.example\necho rack-2"),
     ("hostname", "echo 10.0.0.1 172.17.0.1"),
     ("srun", "shift $(($# - 4))\nfor n in Rack-1.example rack-2; do SLURMD_NODENAME=$n \"$@\" & done\nwait"),
-    ("diffgentor", "test -n \"$LATE\" && { sleep 60 & trap \"kill $!\" TERM; wait; }\nexit ${STATUS:-0}"),
+    // it draws when the head and both agents are there
+    (
+        "diffgentor",
+        "until [ \"$(wc -l < \"$CALLS.pids\")\" = 3 ]; do sleep 0.05; done\n\
+         test -n \"$LATE\" && { sleep 60 > /dev/null 2>&1 & trap \"kill $!\" TERM; wait; }\nexit ${STATUS:-0}",
+    ),
 ];
 
 const CLUSTER: &str = r#"
 case $1 in
 validate) exec "$REAL" "$@" ;;
 up | agent)
-    echo $$ >> "$CALLS.pids"
-    sleep 60 &
+    sleep 60 > /dev/null 2>&1 &
     trap "kill $!; echo '$1 ends' >> '$CALLS'; exit 0" TERM
+    echo $$ >> "$CALLS.pids"
     wait ;;
 status) test -s "$CALLS.pids" ;;
 token) echo "dgjoin1:$4" ;;
