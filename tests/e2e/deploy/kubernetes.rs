@@ -93,7 +93,7 @@ fn pods_have_no_privileges_and_keys_stay_private() {
         assert!(!is_kept || security["fsGroupChangePolicy"] == "OnRootMismatch", "{name}");
         let volumes = list(pod, "/volumes").iter().chain(list(set, "/spec/volumeClaimTemplates"));
         let volumes: Vec<&Value> =
-            volumes.map(|v| v.pointer("/metadata/name").unwrap_or(&v["name"])).collect();
+            volumes.map(|v| v.pointer("/metadata/name").unwrap_or_else(|| &v["name"])).collect();
         for container in list(pod, "/initContainers").iter().chain(list(pod, "/containers")) {
             let what = text(container, "/name");
             let security = at(container, "/securityContext");
