@@ -357,18 +357,22 @@ const ROOT: [&str; 10] = [
     "tests",
 ];
 
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 15] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
+    "cluster/README.md",
     "docs/architecture.md",
     "docs/cli.md",
     "docs/cluster-cli.md",
     "docs/cluster.md",
     "docs/demo-model.md",
+    "docs/failure-model.md",
     "docs/models.md",
     "docs/numerics.md",
+    "docs/operations.md",
     "docs/parallel.md",
+    "docs/security.md",
 ];
 
 /// What a walk without git leaves out.

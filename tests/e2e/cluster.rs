@@ -185,7 +185,7 @@ fn every_committed_file_is_right_and_can_be_planned() {
         place.cluster(&["plan", path], &[]).expect_success();
         read += 1;
     }
-    assert!(read >= 13, "{read}");
+    assert!(read >= 17, "{read}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod args;
 mod certs;
 mod cluster;
 mod config;
+mod deploy;
 mod hub;
 mod output;
 mod place;

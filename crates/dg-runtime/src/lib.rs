@@ -13,13 +13,10 @@
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
 //! - [`board`]: what ranks have done and sent, for reports and traces
-<<<<<<< HEAD
 //! - [`memory`]: what a run will need
 //! - [`fleet`]: the cluster as processes: head, agents, ranks, clients
 //! - [`failpoint`]: where a rank is to fail, for tests
-=======
 //! - [`memory`]: what a run will need; [`machine`]: what this machine has
->>>>>>> certs
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
