@@ -31,7 +31,7 @@ pub(crate) fn join(args: &JoinArgs) -> Result<(), Failure> {
     })?;
     let folder = args.state_dir.clone().unwrap_or_else(|| usual_folder(&args.name));
     let state = State::create(&folder)?;
-    let joined = super::runtime()?.block_on(dg_net::join::join(&token, &args.name, Options::default()));
+    let joined = super::runtime()?.block_on(dg_net::join::join(&token, &args.name, &Options::default()));
     let identity = joined.map_err(|e| {
         let text = e.to_string();
         let (message, hint) = text.rsplit_once("; hint: ").unwrap_or((&text, "ask for another token"));
