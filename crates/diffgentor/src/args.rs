@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use dg_config::table::RANKS;
 use dg_config::{Key, Kind, SETTINGS, Setting, Value};
 use dg_plan::Device;
+use dg_runtime::fleet::client::CLIENT;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
@@ -91,10 +92,29 @@ pub(crate) struct T2iArgs {
     /// Flags that are settings.
     #[command(flatten)]
     pub(crate) flags: SettingFlags,
+    /// The cluster that makes the pictures.
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
     /// What the settings are read from, and how much is told.
     #[command(flatten)]
     pub(crate) common: Common,
 }
+
+/// Which cluster makes the pictures.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ClusterArgs {
+    /// Have the pictures made by a cluster that is up: its file, whose settings are used, or the address of its head.
+    #[arg(long, value_name = "FILE|HOST:PORT", env = "DG_T2I_CLUSTER", hide_env = true, help_heading = CLUSTER)]
+    pub(crate) cluster: Option<String>,
+    /// Folder with the certificate to ask the cluster with. Default: the state folder of its file.
+    #[arg(long = "state_dir", value_name = "DIR", value_hint = ValueHint::DirPath, requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Name of that certificate.
+    #[arg(long, value_name = "NAME", default_value = CLIENT, requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) client: String,
+}
+
+const CLUSTER: &str = "A cluster";
 
 /// Arguments of `plan`.
 #[derive(Debug, Args)]

@@ -149,6 +149,7 @@ impl<'a> Runner<'a> {
                 }
                 told = flight.next() => told,
             };
+            self.notice(cluster);
             match told {
                 Some(Told::Event(batch, event)) => self.event(batch, &event),
                 Some(Told::Ended(batch, outcome, seconds)) => {
@@ -176,6 +177,14 @@ impl<'a> Runner<'a> {
         let requests: Vec<_> = batch.iter().map(request).collect();
         self.progress.batch(number, requests.len(), requests[0].steps(), flight.is_free());
         flight.submit(number, requests);
+    }
+
+    /// What befell the ranks of a cluster.
+    fn notice(&mut self, cluster: &Cluster) {
+        for event in cluster.take_notices() {
+            tracing::info!("{}", event.message);
+            self.recorder.event(&event.kind, event.message);
+        }
     }
 
     fn event(&mut self, batch: usize, event: &StepEvent) {

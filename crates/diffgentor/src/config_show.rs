@@ -4,7 +4,7 @@ use crate::args::{ConfigAction, ConfigArgs};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::printer::print;
-use crate::{layout, log, models, recorded, setup};
+use crate::{layout, log, models, recorded, remote, setup};
 use dg_config::table::SECTIONS;
 use dg_config::{Key, Origin, SETTINGS, Setting, Settings, Value};
 use dg_core::ExitCode;
@@ -14,7 +14,8 @@ use std::num::NonZeroUsize;
 /// Prints the settings as TOML with comments, or as JSON.
 pub(crate) fn show(args: &ConfigArgs) -> Result<ExitCode, Failure> {
     let ConfigAction::Show(args) = &args.action;
-    let mut layers = setup::layers(args)?;
+    let file = remote::file(&args.cluster)?;
+    let mut layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
     let settings = layers.resolve();
     let recipe = settings.text(Key::FromImage).map(recorded::read).transpose()?;
     if let Some(recipe) = &recipe {

@@ -1,6 +1,7 @@
 //! The one door to the runtime.
 
-use dg_core::{DType, GenerateRequest, ImageSize, ModelShape, TimeDtype};
+use crate::remote::Remote;
+use dg_core::{DType, GenerateRequest, GenerationDefaults, ImageSize, ModelId, ModelShape, TimeDtype};
 use dg_flux::modulation::Ahead;
 use dg_flux::tiling::Tiling;
 use dg_flux::{ModelRepo, ModelSource};
@@ -9,6 +10,48 @@ use std::num::NonZeroUsize;
 pub(crate) use dg_runtime::{
     Canceller, Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture, RankSpan, TraceLog,
 };
+
+/// What makes the pictures: a model that is here, or one of a cluster.
+pub(crate) enum Model {
+    /// Opened here.
+    Here(Box<ModelRepo>),
+    /// On the nodes of a cluster.
+    There(Box<Remote>),
+}
+
+impl Model {
+    /// Its sizes.
+    pub(crate) fn shape(&self) -> &ModelShape {
+        match self {
+            Self::Here(repo) => repo.shape(),
+            Self::There(remote) => &remote.card.shape,
+        }
+    }
+
+    /// Its own defaults.
+    pub(crate) fn defaults(&self) -> &GenerationDefaults {
+        match self {
+            Self::Here(repo) => repo.defaults(),
+            Self::There(remote) => &remote.card.defaults,
+        }
+    }
+
+    /// Its name and hash.
+    pub(crate) fn id(&self) -> &ModelId {
+        match self {
+            Self::Here(repo) => repo.id(),
+            Self::There(remote) => &remote.card.id,
+        }
+    }
+
+    /// The model that is here.
+    pub(crate) fn repo(&self) -> Option<&ModelRepo> {
+        match self {
+            Self::Here(repo) => Some(repo),
+            Self::There(_) => None,
+        }
+    }
+}
 
 /// Which CPU kernels this process uses.
 pub(crate) fn kernels() -> &'static str {
@@ -27,8 +70,8 @@ pub(crate) fn options(
 }
 
 /// Whether a picture of this size will be decoded in tiles.
-pub(crate) fn tiles(repo: &ModelRepo, size: ImageSize, wanted: Option<bool>) -> bool {
-    Tiling::applies(&repo.shape().vae, size, wanted)
+pub(crate) fn tiles(shape: &ModelShape, size: ImageSize, wanted: Option<bool>) -> bool {
+    Tiling::applies(&shape.vae, size, wanted)
 }
 
 /// What these requests need, in batches of up to `batch_size`.

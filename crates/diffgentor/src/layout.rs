@@ -215,7 +215,7 @@ impl Spread {
         let of_ranks = plans
             .filter(|plan| plan.ranks() > 1 || plan.passes == Passes::Patches)
             .map(|plan| {
-                let tiled = engine::tiles(repo, plan.work.size, options.vae_tiling);
+                let tiled = engine::tiles(repo.shape(), plan.work.size, options.vae_tiling);
                 activations(plan, tiled) + converted(plan, repo.converted_bytes(options.dtype))
             })
             .max();

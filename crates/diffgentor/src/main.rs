@@ -38,6 +38,7 @@ mod progress;
 mod prompts;
 mod ranks;
 mod recorded;
+mod remote;
 mod report;
 mod run;
 mod setup;

@@ -1,6 +1,6 @@
 //! From settings to a plan that can run: input, model, requests, what is finished already.
 
-use crate::engine::{self, EngineOptions, MemoryNeed};
+use crate::engine::{self, EngineOptions, MemoryNeed, Model};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::layout::{self, Spread};
@@ -8,9 +8,10 @@ use crate::output::resume::{self, Finished, Wanted};
 use crate::output::write;
 use crate::plan::{self, BaseSeed, Plan};
 use crate::prompts::{self, Parsed, Row, RowError};
+use crate::remote::Remote;
 use crate::{log, machine, models, recorded, setup};
 use dg_config::{Key, Layers, Origin, Settings};
-use dg_core::{GenerateRequest, ModelId, Recipe, Seed};
+use dg_core::{GenerateRequest, ModelId, ModelShape, Recipe, Seed};
 use dg_flux::ModelRepo;
 use dg_plan::Passes;
 use dg_runtime::asked;
@@ -46,9 +47,11 @@ enum Input {
 }
 
 /// Decides everything; reads files, writes nothing but the removal of stale temporary files.
-pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failure> {
+pub(crate) fn prepare(mut layers: Layers, remote: Option<Remote>) -> Result<(Prepared, Model), Failure> {
     let settings = layers.resolve();
-    setup::check_machine(&settings)?;
+    if remote.is_none() {
+        setup::check_machine(&settings)?;
+    }
     layout::check_product(&settings)?;
     let input = input(&settings)?;
     if let Input::Picture(_, recipe) = &input {
@@ -61,10 +64,10 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
         log::warn_once(format!("no row has a name in column `{column}`: pictures are numbered"));
     }
     let files = plan::file_names(&rows, &settings).map_err(|e| refuse(&input, &e))?;
-    let repo = model(&input, &settings)?;
-    let guidance = repo.shape().transformer.guidance_embeds;
-    layers.add_model(guidance, repo.defaults()).map_err(|e| {
-        Failure::config(format!("model {}: {e}", repo.id().id)).hint("correct the file, or remove it")
+    let model = model(&input, &settings, remote)?;
+    let guidance = model.shape().transformer.guidance_embeds;
+    layers.add_model(guidance, model.defaults()).map_err(|e| {
+        Failure::config(format!("model {}: {e}", model.id().id)).hint("correct the file, or remove it")
     })?;
     let settings = layers.resolve();
     let base = base_seed(&settings)?;
@@ -76,9 +79,10 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
     plan.warnings.iter().for_each(log::warn_once);
     let dtype = asked::dtype(&settings);
     let requests = plan.pictures.iter().map(|p| &p.request);
-    let spread = layout::spread(&settings, repo.shape(), (dtype, Some(repo.held())), requests)?;
-    announce(&settings, &spread);
-    warn_idle(&settings, &repo, &spread);
+    let spread =
+        layout::spread(&settings, model.shape(), (dtype, model.repo().map(ModelRepo::held)), requests)?;
+    announce(&settings, &spread, &model);
+    warn_idle(&settings, &model, &spread);
     let options = engine::options(
         dtype,
         asked::time_dtype(&settings),
@@ -87,15 +91,16 @@ pub(crate) fn prepare(mut layers: Layers) -> Result<(Prepared, ModelRepo), Failu
         parallel(&settings, &spread),
     );
     let folder = PathBuf::from(settings.text(Key::OutputDir).unwrap_or("output"));
-    let (model, need) = (repo.id().clone(), MemoryNeed::default());
+    let (id, need) = (model.id().clone(), MemoryNeed::default());
     let mut prepared =
-        Prepared { settings, model, need, options, plan, spread, finished: Vec::new(), folder, base };
-    prepared.finished = prepared.look_for_finished(&repo);
-    prepared.need = prepared.estimate(&repo);
+        Prepared { settings, model: id, need, options, plan, spread, finished: Vec::new(), folder, base };
+    prepared.finished = prepared.look_for_finished(model.shape());
+    let Some(repo) = model.repo() else { return Ok((prepared, model)) };
+    prepared.need = prepared.estimate(repo);
     let need = prepared.need.total();
     let is_short = |have: machine::Memory| have.available < need.saturating_add(need / 4);
     prepared.options.release_encoders = machine::memory().is_some_and(is_short);
-    Ok((prepared, repo))
+    Ok((prepared, model))
 }
 
 /// What the engine is told about ranks.
@@ -109,14 +114,14 @@ fn parallel(settings: &Settings, spread: &Spread) -> engine::Parallel {
 }
 
 /// Says what nobody asked for: which layout was found, and that ranks are on the CPU.
-fn announce(settings: &Settings, spread: &Spread) {
+fn announce(settings: &Settings, spread: &Spread, model: &Model) {
     let tell = |text: String| {
         if !settings.switch(Key::Quiet) {
             log::note(&text);
         }
     };
     let ranks = spread.ranks();
-    if ranks > 1 && settings.text(Key::Device) == Some("auto") {
+    if ranks > 1 && settings.text(Key::Device) == Some("auto") && model.repo().is_some() {
         tell(format!("no GPU in this build: {ranks} CPU ranks, which are threads, are used"));
     }
     if let Some(search) = &spread.search {
@@ -192,14 +197,14 @@ impl Prepared {
         self.spread.need(repo, &self.options, &requests.collect::<Vec<_>>(), self.batch_size())
     }
 
-    fn look_for_finished(&self, repo: &ModelRepo) -> Vec<Option<Finished>> {
+    fn look_for_finished(&self, shape: &ModelShape) -> Vec<Option<Finished>> {
         let pictures = &self.plan.pictures;
         if self.settings.switch(Key::NoResume) || !self.folder.is_dir() {
             return vec![None; pictures.len()];
         }
         let recorded = !self.settings.switch(Key::NoMetadata);
         let wanted = |(i, p): (usize, &plan::Planned)| {
-            let tiling = engine::tiles(repo, p.request.size, self.options.vae_tiling);
+            let tiling = engine::tiles(shape, p.request.size, self.options.vae_tiling);
             let recipe = self.recipe(&p.request, tiling);
             Wanted { path: self.path(i), recipe, any_seed: p.any_seed, recorded }
         };
@@ -286,7 +291,17 @@ fn refuse(input: &Input, errors: &[RowError]) -> Failure {
     }
 }
 
-fn model(input: &Input, settings: &Settings) -> Result<ModelRepo, Failure> {
+fn model(input: &Input, settings: &Settings, remote: Option<Remote>) -> Result<Model, Failure> {
+    match remote {
+        Some(remote) => {
+            compare(input, settings, &remote.card.id)?;
+            Ok(Model::There(Box::new(remote)))
+        }
+        None => model_here(input, settings).map(|repo| Model::Here(Box::new(repo))),
+    }
+}
+
+fn model_here(input: &Input, settings: &Settings) -> Result<ModelRepo, Failure> {
     let dry = settings.switch(Key::DryRun);
     let ask = HubAsk {
         revision: settings.text(Key::Revision),
@@ -297,24 +312,31 @@ fn model(input: &Input, settings: &Settings) -> Result<ModelRepo, Failure> {
     let flagged = settings.origin(Key::ModelName) == Some(&Origin::Flag);
     let name = settings.text(Key::ModelName).unwrap_or(models::DEMO);
     let open = |name: &str| models::open(name, &ask).map_err(|e| blame_dry_run(e, settings));
-    let Input::Picture(path, recipe) = input else { return open(name) };
+    let Input::Picture(_, recipe) = input else { return open(name) };
     let repo = match flagged {
         true => open(name)?,
         false => models::open_recorded(recipe, &ask).map_err(|e| blame_dry_run(e, settings))?,
     };
-    if repo.id().hash != recipe.model.hash {
-        let message = format!(
-            "the picture {path} was made with another model than {}: hash {:.12}…, not {:.12}…",
-            repo.id().id,
-            recipe.model.hash,
-            repo.id().hash
-        );
-        if !flagged && !settings.switch(Key::Force) {
-            return Err(Failure::config(message).hint("name the model with --model_name, or use --force"));
-        }
-        log::warn_once(message);
-    }
+    compare(input, settings, repo.id())?;
     Ok(repo)
+}
+
+/// Refuses another model than that of the picture which is made again.
+fn compare(input: &Input, settings: &Settings, have: &ModelId) -> Result<(), Failure> {
+    let Input::Picture(path, recipe) = input else { return Ok(()) };
+    if have.hash == recipe.model.hash {
+        return Ok(());
+    }
+    let message = format!(
+        "the picture {path} was made with another model than {}: hash {:.12}…, not {:.12}…",
+        have.id, recipe.model.hash, have.hash
+    );
+    let flagged = settings.origin(Key::ModelName) == Some(&Origin::Flag);
+    if !flagged && !settings.switch(Key::Force) {
+        return Err(Failure::config(message).hint("name the model with --model_name, or use --force"));
+    }
+    log::warn_once(message);
+    Ok(())
 }
 
 /// A dry run asks the hub for nothing, though nobody said `--local_files_only`.
@@ -340,11 +362,11 @@ fn base_seed(settings: &Settings) -> Result<BaseSeed, Failure> {
 }
 
 /// Settings that somebody asked for and that change nothing.
-fn warn_idle(settings: &Settings, repo: &ModelRepo, spread: &Spread) {
+fn warn_idle(settings: &Settings, model: &Model, spread: &Spread) {
     // a picture records every setting, whether it had an effect or not
     let is_asked = |key| settings.is_asked(key) && !matches!(settings.origin(key), Some(Origin::Picture));
-    if is_asked(Key::GuidanceScale) && !repo.shape().transformer.guidance_embeds {
-        log::warn_once(format!("guidance_scale has no effect: {} has no guidance input", repo.id().id));
+    if is_asked(Key::GuidanceScale) && !model.shape().transformer.guidance_embeds {
+        log::warn_once(format!("guidance_scale has no effect: {} has no guidance input", model.id().id));
     }
     if is_asked(Key::NegativePrompt) && settings.number(Key::TrueCfgScale) <= 1.0 {
         log::warn_once("negative_prompt has no effect while true_cfg_scale is not above 1");

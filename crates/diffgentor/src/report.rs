@@ -90,6 +90,10 @@ impl Recorder {
         }
         for rank in &mut self.report.ranks {
             // ranks are threads of this process: its memory is theirs together
+            if rank.pid != 0 && rank.pid != std::process::id() {
+                // of a cluster: it has told about itself
+                continue;
+            }
             rank.node = "local".into();
             rank.pid = std::process::id();
             (rank.rss_anon, rank.peak_rss) = (rss_anon, peak_rss);

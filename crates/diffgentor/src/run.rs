@@ -2,7 +2,7 @@
 
 use crate::args::T2iArgs;
 use crate::batches::{Ending, Runner};
-use crate::engine::Cluster;
+use crate::engine::{Cluster, EngineOptions, Model};
 use crate::failure::Failure;
 use crate::output::encode;
 use crate::output::metadata::Record;
@@ -11,7 +11,7 @@ use crate::output::{Format, write};
 use crate::prepare::{self, Prepared};
 use crate::report::Recorder;
 use crate::signals::{Signal, Stop};
-use crate::{dry_run, log, machine, setup, trace};
+use crate::{dry_run, log, machine, remote, setup, trace};
 use dg_config::Key;
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
@@ -34,7 +34,10 @@ pub(crate) fn t2i(args: &T2iArgs) -> Result<ExitCode, Failure> {
 
 async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let stop = Stop::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
-    let (prepared, repo) = prepare::prepare(setup::layers(args)?)?;
+    let file = remote::file(&args.cluster)?;
+    let layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
+    let remote = remote::connect(&args.cluster, file.as_ref(), &layers.resolve()).await?;
+    let (prepared, model) = prepare::prepare(layers, remote)?;
     if prepared.settings.switch(Key::DryRun) {
         dry_run::show(&prepared)?;
         // the exit code answers whether it can be done
@@ -43,8 +46,8 @@ async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     }
     let report = prepared.settings.text(Key::Report).map(str::to_string);
     let mut recorder = Recorder::new(start, report.is_some());
-    let weights = repo.weight_bytes();
-    let result = make(&prepared, repo, stop, &mut recorder).await;
+    let weights = model.repo().map_or(0, ModelRepo::weight_bytes);
+    let result = make(&prepared, model, stop, &mut recorder).await;
     if let Err(failure) = &result {
         let stopped = matches!(failure.exit, ExitCode::Interrupted | ExitCode::Terminated);
         recorder.event(if stopped { "cancelled" } else { "failed" }, &failure.message);
@@ -143,7 +146,7 @@ fn check_replaced(prepared: &Prepared) -> Result<(), Failure> {
 
 async fn make(
     prepared: &Prepared,
-    repo: ModelRepo,
+    model: Model,
     mut stop: Stop,
     recorder: &mut Recorder,
 ) -> Result<ExitCode, Failure> {
@@ -175,7 +178,7 @@ async fn make(
     let cluster = tokio::select! {
         biased;
         signal = stop.wait() => return Err(stopped(signal, 0, pictures)),
-        cluster = Cluster::start(repo, prepared.options.clone()) => cluster?,
+        cluster = start(model, prepared.options.clone()) => cluster?,
     };
     runner.loaded(loading.elapsed().as_secs_f64());
     let ending = runner.run(&cluster, &mut stop).await;
@@ -197,6 +200,14 @@ async fn make(
             runner.finish()?;
             written.map(|()| ExitCode::Ok)
         }
+    }
+}
+
+/// Ranks of this process, or those of a cluster.
+async fn start(model: Model, options: EngineOptions) -> Result<Cluster, Failure> {
+    match model {
+        Model::Here(repo) => Ok(Cluster::start(*repo, options).await?),
+        Model::There(remote) => Ok(Cluster::connect(remote.head, remote.name, remote.card, options)),
     }
 }
 

@@ -1,10 +1,10 @@
 //! Settings of a command: TOML, environment and flags, before the model is known.
 
-use crate::args::T2iArgs;
+use crate::args::{Common, SettingFlags};
 use crate::failure::Failure;
 use crate::log::EnvFilter;
 use crate::{log, machine};
-use dg_config::{EnvError, FileError, Key, Layers, Settings};
+use dg_config::{ClusterFile, EnvError, FileError, Key, Layers, Settings};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -22,18 +22,23 @@ impl From<EnvError> for Failure {
 }
 
 /// Reads all layers but the model's and starts logging.
-pub(crate) fn layers(args: &T2iArgs) -> Result<Layers, Failure> {
+pub(crate) fn layers(
+    (flags, common): (&SettingFlags, &Common),
+    cluster: Option<&ClusterFile>,
+) -> Result<Layers, Failure> {
     let mut layers = Layers::default();
     let env: Vec<(String, String)> = std::env::vars_os().filter_map(ours).collect();
     let from_env = env.iter().find(|(name, _)| name == "DG_CONFIG").map(|(_, path)| PathBuf::from(path));
-    if let Some(path) = args.common.config.clone().or_else(|| from_env.filter(|p| !p.as_os_str().is_empty()))
-    {
-        layers.add_file(&path, &config_text(&path)?)?;
+    if let Some(file) = cluster {
+        layers.add_cluster_file(file);
+    }
+    if let Some(path) = common.config.clone().or_else(|| from_env.filter(|p| !p.as_os_str().is_empty())) {
+        layers.add_file(&path, &config_text(&path, "--config and DG_CONFIG")?)?;
     }
     let filter = log_filter(&env)?;
     layers.add_env(env)?;
-    layers.add_flags(args.flags.0.iter().cloned());
-    log::start(&layers.resolve(), args.common.verbose, filter);
+    layers.add_flags(flags.0.iter().cloned());
+    log::start(&layers.resolve(), common.verbose, filter);
     layers.warnings().iter().for_each(log::warn_once);
     Ok(layers)
 }
@@ -44,9 +49,9 @@ fn ours((name, value): (OsString, OsString)) -> Option<(String, String)> {
     (name.starts_with("DG_") || name == "RUST_LOG").then(|| (name, value.to_string_lossy().into_owned()))
 }
 
-fn config_text(path: &Path) -> Result<String, Failure> {
+pub(crate) fn config_text(path: &Path, flag: &str) -> Result<String, Failure> {
     let fail = |what: String| {
-        Failure::config(format!("config {}: {what}", path.display())).hint("check --config and DG_CONFIG")
+        Failure::config(format!("config {}: {what}", path.display())).hint(format!("check {flag}"))
     };
     let size = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
     if size > CONFIG_BYTES_MAX {

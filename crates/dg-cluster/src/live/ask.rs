@@ -9,6 +9,7 @@ use dg_net::endpoint::Options;
 use dg_runtime::fleet::client::{Ask, AskError, CLIENT, HeadClient};
 use dg_runtime::fleet::{head, places};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Which cluster a command is about.
 #[derive(Clone, Debug, Args)]
@@ -84,6 +85,11 @@ pub(crate) fn down(which: &Which) -> Result<(), Failure> {
         let pid = client.status().await?.head.pid;
         let _: String = client.ask(&Ask::Down).await?;
         client.closed(DOWN_MAX).await;
+        // Its process ends a moment later: who starts another one at once is not to find it.
+        let (folder, until) = (which.find()?.0, Instant::now() + DOWN_MAX);
+        while places::is_up(&folder) && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         print(&format!("the cluster is down (its head was process {pid})"))
     })
 }
@@ -108,4 +114,4 @@ pub(crate) fn cancel(which: &Which, job: &str) -> Result<(), Failure> {
     })
 }
 
-const DOWN_MAX: std::time::Duration = std::time::Duration::from_secs(15);
+const DOWN_MAX: Duration = Duration::from_secs(15);

@@ -82,10 +82,20 @@ fn run(file: ClusterFile, folder: PathBuf) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(|e| {
         Failure::new(ExitCode::Failed, format!("cannot find this program: {e}"), "was it moved or removed?")
     })?;
-    let manual: Vec<String> =
-        file.nodes.iter().filter(|node| node.launch == Launch::Manual).map(|node| node.name.clone()).collect();
+    let manual: Vec<String> = file
+        .nodes
+        .iter()
+        .filter(|node| node.launch == Launch::Manual)
+        .map(|node| node.name.clone())
+        .collect();
     let name = file.cluster.name.clone();
-    let args = HeadArgs { model: Some(model_name(&file)), file, state_dir: folder.clone(), program, desk: Some(desk) };
+    let args = HeadArgs {
+        model: Some(model_name(&file)),
+        file,
+        state_dir: folder.clone(),
+        program,
+        desk: Some(desk),
+    };
     let runtime = super::runtime()?;
     runtime.block_on(async {
         let mut head = Head::start(args).await?;
@@ -128,7 +138,12 @@ fn detach(args: &UpArgs, file: &ClusterFile, folder: &Path) -> Result<(), Failur
     let begin = output.metadata().map_err(failed)?.len();
     let path = args.file.canonicalize().map_err(failed)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    command.arg("up").arg(path).stdin(Stdio::null()).stdout(output.try_clone().map_err(failed)?).stderr(output);
+    command
+        .arg("up")
+        .arg(path)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(output);
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn().map_err(failed)?;
     super::runtime()?.block_on(async {
@@ -167,7 +182,8 @@ fn ended(child: &mut Child, log: &Path, begin: u64) -> Option<Failure> {
     let status = child.try_wait().ok().flatten()?;
     let text = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(text.get(usize::try_from(begin).unwrap_or(0)..).unwrap_or_default());
-    let error = text.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("the head ended at once");
+    let error =
+        text.lines().rev().find_map(|line| line.strip_prefix("error: ")).unwrap_or("the head ended at once");
     let hint = text.lines().rev().find_map(|line| line.strip_prefix("hint: "));
     let hint = hint.map_or_else(|| format!("its log is {}", log.display()), str::to_owned);
     let exit = status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0);
@@ -179,7 +195,10 @@ fn late(last: Option<Status>, timeout: Duration, log: &Path) -> Failure {
         let nodes = status.nodes.iter().filter(|node| node.state == "down").map(|node| node.node.clone());
         let nodes: Vec<String> = nodes.collect();
         let ranks = status.ranks.iter().filter(|rank| rank.state != "idle" && rank.state != "busy").count();
-        format!("nodes that are not in: {}; ranks that are not ready: {ranks}", if nodes.is_empty() { "none".into() } else { nodes.join(", ") })
+        format!(
+            "nodes that are not in: {}; ranks that are not ready: {ranks}",
+            if nodes.is_empty() { "none".into() } else { nodes.join(", ") }
+        )
     });
     let missing = missing.unwrap_or_else(|| "the head does not answer".into());
     let message = format!("the cluster is not ready after {}: {missing}", units::duration_text(timeout));

@@ -10,7 +10,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 /// Sends a message and its body.
-pub(super) async fn send(connection: &Connection, message: &impl Message, body: Bytes) -> Result<(), WireError> {
+pub(super) async fn send(
+    connection: &Connection,
+    message: &impl Message,
+    body: Bytes,
+) -> Result<(), WireError> {
     if body.len() > BULK_BYTES_MAX {
         return Err(WireError::Size { bytes: body.len() as u64 });
     }

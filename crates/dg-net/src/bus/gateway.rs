@@ -91,7 +91,12 @@ impl Actor for Gateway {
         Ok(links)
     }
 
-    async fn handle(&self, _: ActorRef<Frame>, frame: Frame, links: &mut Links) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<Frame>,
+        frame: Frame,
+        links: &mut Links,
+    ) -> Result<(), ActorProcessingErr> {
         match frame {
             Frame::Cast(sealed) => {
                 if let Some((seal, message)) = sealed.open() {

@@ -1,9 +1,9 @@
 //! What two processes say to each other.
 
+use super::BusError;
 use super::bulk;
 use super::gateway::{Frame, Seal, Sealed};
 use super::node::Bus;
-use super::BusError;
 use crate::endpoint::Peer;
 use crate::wire::{self, Message};
 use bytes::Bytes;
@@ -105,7 +105,8 @@ impl Link {
         let answer = self.0.remote.call(|port| Frame::Call(sealed, port), Some(within)).await;
         match answer.map_err(|e| self.closed(e.to_string()))? {
             ractor::rpc::CallResult::Success(sealed) => {
-                let (_, bytes) = sealed.open().ok_or_else(|| self.closed("an answer without a seal".into()))?;
+                let (_, bytes) =
+                    sealed.open().ok_or_else(|| self.closed("an answer without a seal".into()))?;
                 Ok(wire::decode(&bytes)?)
             }
             ractor::rpc::CallResult::Timeout => {

@@ -50,7 +50,9 @@ pub enum BusError {
         reason: String,
     },
     /// The peer does not speak this protocol.
-    #[error("`{peer}` speaks protocol {theirs} (version {build}), this program {PROTOCOL}; hint: run the same version on all nodes")]
+    #[error(
+        "`{peer}` speaks protocol {theirs} (version {build}), this program {PROTOCOL}; hint: run the same version on all nodes"
+    )]
     Protocol {
         /// Its name.
         peer: String,

@@ -3,11 +3,11 @@
 //! rustls has one state for both directions. The threads share it behind a lock that neither holds while it waits for
 //! the network.
 
-use crate::endpoint;
-use crate::identity::Identity;
 use super::error::Refusal;
 use super::hello;
 use super::stream::Stream;
+use crate::endpoint;
+use crate::identity::Identity;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Connection, ProtocolVersion, ServerConfig, ServerConnection};
 use std::io::{self, ErrorKind, Read, Write};

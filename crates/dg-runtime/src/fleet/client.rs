@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dg_core::report::{EventReport, RankReport};
 use dg_core::{ExitCode, StepEvent};
 use dg_flux::Picture;
-use dg_net::endpoint::{Endpoint, EndpointError, Options, Peer};
+use dg_net::endpoint::{Endpoint, EndpointError, Peer};
 use dg_net::identity::{Admitted, IdentityError, Name, State};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use std::time::Duration;
 
 pub use super::head::clients::{Ask, Tell};
 pub use super::head::status::{HeadStatus, JobStatus, NodeStatus, RankStatus, Status};
+pub use dg_net::endpoint::Options;
 
 /// Why a head does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -219,9 +220,9 @@ impl HeadClient {
         let (_sending, mut receiving) = self.open(&Ask::Submit, body).await.map_err(|e| failed(&e))?;
         let mut done = Vec::new();
         loop {
-            let (tell, body) = read::<Tell>(&mut receiving, JOB_MAX).await.map_err(|e| {
-                failed(&AskError::Lost(self.reason(&e)))
-            })?;
+            let (tell, body) = read::<Tell>(&mut receiving, JOB_MAX)
+                .await
+                .map_err(|e| failed(&AskError::Lost(self.reason(&e))))?;
             match tell {
                 Tell::Accepted { job } => tracing::info!(job, "the job is taken"),
                 Tell::Event(text) => {

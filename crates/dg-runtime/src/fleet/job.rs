@@ -4,9 +4,9 @@ use crate::logic::cluster::epoch::Trouble;
 use crate::{EngineOptions, JobError, Parallel};
 use bytes::Bytes;
 use dg_core::report::RankReport;
-use dg_core::{DType, GenerateRequest, ImageSize, ModelId, ModelShape, Seed, TimeDtype};
-use dg_flux::Picture;
+use dg_core::{DType, GenerateRequest, GenerationDefaults, ImageSize, ModelId, ModelShape, Seed, TimeDtype};
 use dg_flux::parallel::{LatentsPart, Rows};
+use dg_flux::{ModelRepo, Picture};
 use dg_plan::{Ask, Layout, Plan, Refusal, Work};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -41,6 +41,15 @@ pub struct ModelCard {
     pub id: ModelId,
     /// Sizes.
     pub shape: ModelShape,
+    /// Its own defaults.
+    pub defaults: GenerationDefaults,
+}
+
+impl ModelCard {
+    /// Of an opened model.
+    pub fn of(repo: &ModelRepo) -> Self {
+        Self { id: repo.id().clone(), shape: repo.shape().clone(), defaults: repo.defaults().clone() }
+    }
 }
 
 /// What a rank did for a job, and the pictures if it is the one that decodes.

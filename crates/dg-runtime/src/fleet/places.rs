@@ -33,9 +33,7 @@ pub fn running() -> Vec<(String, PathBuf)> {
         let name = note.file_name().to_string_lossy().into_owned();
         let Ok(folder) = std::fs::read_to_string(note.path()) else { continue };
         let folder = PathBuf::from(folder);
-        // Held by the head while it lives.
-        let lock = folder.join("head.lock");
-        if lock.exists() && matches!(super::head::lock(&lock), Ok(None)) {
+        if is_up(&folder) {
             let name = name.rsplit_once('-').map_or(name.as_str(), |(name, _)| name).to_owned();
             found.push((name, folder));
         } else {
@@ -44,6 +42,13 @@ pub fn running() -> Vec<(String, PathBuf)> {
     }
     found.sort();
     found
+}
+
+/// Whether the head whose state folder this is runs on this host.
+pub fn is_up(folder: &Path) -> bool {
+    // Held by the head while it lives.
+    let lock = folder.join("head.lock");
+    lock.exists() && matches!(super::head::lock(&lock), Ok(None))
 }
 
 /// Clusters of one name may have several folders.

@@ -157,7 +157,7 @@ fn simulate(nodes: u32) {
             ranks_min: 1,
             ranks_max: usize::from(SLOTS),
             work: None,
-                ask: None,
+            ask: None,
         };
         scale.at(Duration::from_secs(2), Event::Submit(JobId(number), spec));
     }

@@ -4,7 +4,7 @@
 mod json;
 mod text;
 
-use crate::args::{PlanArgs, PlanForm, SettingFlags, T2iArgs};
+use crate::args::{PlanArgs, PlanForm, SettingFlags};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
 use crate::output::printer::print;
@@ -43,8 +43,7 @@ impl Planned {
 /// Plans and prints.
 pub(crate) fn plan(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let flags = SettingFlags(args.flags.0.clone());
-    let common = T2iArgs { flags, common: args.common.clone() };
-    let mut layers = setup::layers(&common)?;
+    let mut layers = setup::layers((&flags, &args.common), None)?;
     let settings = layers.resolve();
     let model = settings.text(Key::ModelName).unwrap_or(models::DEMO).to_string();
     let ask = HubAsk {

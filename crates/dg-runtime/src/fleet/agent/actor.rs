@@ -49,9 +49,8 @@ pub(super) async fn run(
     let (ended, end) = oneshot::channel();
     let running = Running::default();
     let arguments = (args.clone(), running.clone(), ended);
-    let (actor, joined) = Actor::spawn(None, AgentActor, arguments)
-        .await
-        .map_err(|e| AgentError::System(e.to_string()))?;
+    let (actor, joined) =
+        Actor::spawn(None, AgentActor, arguments).await.map_err(|e| AgentError::System(e.to_string()))?;
     let dialling = tokio::spawn(dial::dial(args, identity, incarnation, running, actor.clone()));
     let result = tokio::select! {
         _ = end => Ok(()),
@@ -98,7 +97,19 @@ impl Actor for AgentActor {
         let begin = Instant::now();
         let (ranks, had) = (BTreeMap::new(), Vec::new());
         let ended = Some(ended);
-        Ok(State { args, begin, link: None, spec: None, term: 0, keeper, ranks, had, running, timer: None, ended })
+        Ok(State {
+            args,
+            begin,
+            link: None,
+            spec: None,
+            term: 0,
+            keeper,
+            ranks,
+            had,
+            running,
+            timer: None,
+            ended,
+        })
     }
 
     async fn handle(
@@ -174,7 +185,7 @@ impl State {
     fn probe(&self, name: String, me: &ActorRef<Message>) {
         let (open, me) = (self.args.open.clone(), me.clone());
         tokio::task::spawn_blocking(move || {
-            let card = open(&name).map(|repo| ModelCard { id: repo.id().clone(), shape: repo.shape().clone() });
+            let card = open(&name).map(|repo| ModelCard::of(&repo));
             let card = card.and_then(|card| serde_json::to_string(&card).map_err(|e| e.to_string()));
             let _ = me.cast(Message::Model(name, card));
         });

@@ -68,10 +68,8 @@ async fn greet(
     let address = found.await.map_err(|e| unknown(e.to_string()))?.map_err(|e| unknown(e.to_string()))?;
     let address = address.ok_or_else(|| unknown("no such host".into()))?;
     let peer = endpoint.connect(address, &Name::head()).await?;
-    let facts =
-        AgentFacts { pid: std::process::id(), memory_bytes: crate::memory::of_host(), running };
-    let (bus, link, spec) =
-        bus::greet(peer, args.name.as_str(), incarnation, wire::encode(&facts)?).await?;
+    let facts = AgentFacts { pid: std::process::id(), memory_bytes: crate::memory::of_host(), running };
+    let (bus, link, spec) = bus::greet(peer, args.name.as_str(), incarnation, wire::encode(&facts)?).await?;
     let term = bus.head_incarnation();
     Ok((bus, link, wire::decode(&spec)?, term))
 }

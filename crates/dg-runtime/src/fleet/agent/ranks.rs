@@ -2,9 +2,9 @@
 
 use super::super::pipe;
 use super::super::protocol::{NodeSpec, RankIn, RankOut, RankSetup};
+use super::AgentArgs;
 use super::actor::Message;
 use super::log::Log;
-use super::AgentArgs;
 use crate::failpoint;
 use crate::logic::cluster::Stamp;
 use bytes::Bytes;

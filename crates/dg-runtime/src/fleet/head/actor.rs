@@ -258,8 +258,10 @@ fn machine(file: &ClusterFile) -> Machine {
     });
     let known = devices.filter_map(machine::device);
     let slowest = known.min_by(|a, b| a.flops.total_cmp(&b.flops)).or_else(|| machine::device("cpu"));
-    let links = file.nodes.first().and_then(|node| Links::parse(&format!("{}:{}", node.links, node.ranks)).ok());
-    let links = links.unwrap_or_else(|| Links::flat(dg_plan::links::kind("host").expect("a link of the table")));
+    let links =
+        file.nodes.first().and_then(|node| Links::parse(&format!("{}:{}", node.links, node.ranks)).ok());
+    let links =
+        links.unwrap_or_else(|| Links::flat(dg_plan::links::kind("host").expect("a link of the table")));
     Machine::new(slowest.expect("a device of the table"), links)
 }
 

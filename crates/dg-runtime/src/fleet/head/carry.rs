@@ -17,7 +17,9 @@ impl State {
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
             Action::Welcome(node) => {
-                if let Some(event) = self.node_at(node).map(|n| n.event("node_joined", format!("node {} is in", n.name))) {
+                if let Some(event) =
+                    self.node_at(node).map(|n| n.event("node_joined", format!("node {} is in", n.name)))
+                {
                     self.events.push(event);
                 }
             }
@@ -28,7 +30,8 @@ impl State {
             Action::Disconnect(node) => {
                 if let Some(node) = self.node_at_mut(node) {
                     (node.link, node.is_in) = (None, false);
-                    let event = node.event("node_lost", format!("node {} did not renew its lease", node.name));
+                    let event =
+                        node.event("node_lost", format!("node {} did not renew its lease", node.name));
                     self.events.push(event);
                 }
             }
@@ -43,12 +46,15 @@ impl State {
             Action::Resumed(job, _, step) => self.resumed(job, step),
             Action::Kept(job, _, step) => self.kept(job, step),
             Action::Drained(node) => {
-                if let Some(event) = self.node_at(node).map(|n| n.event("node_drained", format!("nothing runs on {}", n.name))) {
+                if let Some(event) =
+                    self.node_at(node).map(|n| n.event("node_drained", format!("nothing runs on {}", n.name)))
+                {
                     self.events.push(event);
                 }
             }
             Action::Bad(rank) => {
-                let message = format!("{} has failed too often and is not used any more", self.rank_name(rank));
+                let message =
+                    format!("{} has failed too often and is not used any more", self.rank_name(rank));
                 let event = self.rank_event("device_bad", rank, message);
                 self.events.push(event);
             }
@@ -83,7 +89,8 @@ impl State {
                 (RankOrder::Run { from_step: *from_step, is_again: !is_new }, body)
             }
         };
-        if let Some(info) = self.node_at_mut(rank.node).and_then(|n| n.ranks.get_mut(usize::from(rank.slot))) {
+        if let Some(info) = self.node_at_mut(rank.node).and_then(|n| n.ranks.get_mut(usize::from(rank.slot)))
+        {
             info.epoch = (!matches!(order, RankOrder::Abort)).then_some(epoch).or(info.epoch);
         }
         let down = Down::Order(rank.slot, start, epoch, order);
@@ -129,7 +136,9 @@ impl State {
             }
             End::Failed(failure) => {
                 let (message, hint, exit) = self.explain(failure);
-                entry.sink.tell(Tell::Failed { message: message.clone(), hint, exit: exit.code() }, Bytes::new());
+                entry
+                    .sink
+                    .tell(Tell::Failed { message: message.clone(), hint, exit: exit.code() }, Bytes::new());
                 entry.life = Life::Failed(message.clone());
                 ("job_failed", format!("job {id} failed: {message}"))
             }
@@ -153,7 +162,10 @@ impl State {
                 (message, Some(hint), ExitCode::Failed)
             }
             Failure::Memory { rank, need } => {
-                let message = format!("{} needs {need} bytes of memory, and no layout needs less", self.rank_name(*rank));
+                let message = format!(
+                    "{} needs {need} bytes of memory, and no layout needs less",
+                    self.rank_name(*rank)
+                );
                 let hint = "use a smaller batch, or more ulysses, ring or pipefusion".to_owned();
                 (message, Some(hint), ExitCode::Infeasible)
             }
@@ -167,12 +179,19 @@ impl State {
     fn refuse(&mut self, id: JobId, refusal: Refusal) {
         let Some(entry) = self.jobs.remove(&id) else { return };
         let (message, hint, exit) = match refusal {
-            Refusal::Full => ("too many jobs are waiting".to_owned(), "submit it again later", ExitCode::Failed),
+            Refusal::Full => {
+                ("too many jobs are waiting".to_owned(), "submit it again later", ExitCode::Failed)
+            }
             Refusal::NoModel(node) => {
                 let name = self.node_at(node).map_or("?", |node| node.name.as_str());
                 let model = entry.body.model.as_deref().or(self.args.model.as_deref()).unwrap_or("?");
-                let message = format!("node `{name}` does not have the model `{model}`, or another version of it");
-                (message, "every node needs the same model; `[[node]] model_path` names its folder", ExitCode::Infeasible)
+                let message =
+                    format!("node `{name}` does not have the model `{model}`, or another version of it");
+                (
+                    message,
+                    "every node needs the same model; `[[node]] model_path` names its folder",
+                    ExitCode::Infeasible,
+                )
             }
         };
         entry.sink.tell(Tell::Failed { message, hint: Some(hint.into()), exit: exit.code() }, Bytes::new());

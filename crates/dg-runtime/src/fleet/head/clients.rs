@@ -202,7 +202,11 @@ impl State {
                         self.logic_event(head::Event::Cancel(id));
                         sink.json(&"cancelled");
                     }
-                    None => sink.fail(format!("no job `{job}` waits or runs"), Some("`dg-cluster jobs` lists them"), Config),
+                    None => sink.fail(
+                        format!("no job `{job}` waits or runs"),
+                        Some("`dg-cluster jobs` lists them"),
+                        Config,
+                    ),
                 }
             }
             Ask::Drain(name, is_draining) => match self.node(&name).map(|node| (node.id, node.is_in)) {
@@ -211,7 +215,9 @@ impl State {
                     sink.json(&"ok");
                 }
                 Some((_, false)) => sink.fail(format!("node `{name}` is not in"), None, Infeasible),
-                None => sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config),
+                None => {
+                    sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config)
+                }
             },
             Ask::Logs(rank, after) => self.logs_asked(rank, after, sink),
             Ask::Down => {
@@ -222,9 +228,15 @@ impl State {
     }
 
     fn logs_asked(&self, rank: u32, after: u64, sink: Sink) {
-        let of = |node: &&super::node::Node| rank.checked_sub(node.spec.first).is_some_and(|slot| slot < u32::from(node.spec.slots));
+        let of = |node: &&super::node::Node| {
+            rank.checked_sub(node.spec.first).is_some_and(|slot| slot < u32::from(node.spec.slots))
+        };
         let Some(node) = self.nodes.iter().find(of) else {
-            return sink.fail(format!("no rank {rank}"), Some("`dg-cluster status` lists them"), dg_core::ExitCode::Config);
+            return sink.fail(
+                format!("no rank {rank}"),
+                Some("`dg-cluster status` lists them"),
+                dg_core::ExitCode::Config,
+            );
         };
         let Some(link) = node.link.clone() else {
             return sink.fail(format!("node `{}` is not in", node.name), None, dg_core::ExitCode::Infeasible);

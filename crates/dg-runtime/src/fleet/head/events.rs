@@ -51,7 +51,14 @@ impl EventLog {
 
     pub(super) fn push(&mut self, mut event: Event) {
         event.time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        tracing::info!(kind = event.kind, job = event.job, node = event.node, rank = event.rank, "{}", event.message);
+        tracing::info!(
+            kind = event.kind,
+            job = event.job,
+            node = event.node,
+            rank = event.rank,
+            "{}",
+            event.message
+        );
         if let (Some(file), Ok(mut line)) = (&mut self.file, serde_json::to_vec(&event)) {
             line.push(b'\n');
             if let Err(error) = file.write_all(&line) {

@@ -92,14 +92,19 @@ impl JobEntry {
 impl State {
     /// Takes a job whose model every node has been asked for.
     pub(super) fn submit(&mut self, client: &str, mut body: JobBody, shape: &ModelShape, mut sink: Sink) {
-        let fail = |message: String, hint: Option<String>, exit: ExitCode| Tell::Failed { message, hint, exit: exit.code() };
+        let fail = |message: String, hint: Option<String>, exit: ExitCode| Tell::Failed {
+            message,
+            hint,
+            exit: exit.code(),
+        };
         if let Some(fault) = body.fault() {
             return sink.tell(fail(fault.to_string(), fault.hint(), fault.exit()), Bytes::new());
         }
         let plan = match body.plan(shape, Layout { dp: 1, ..body.ask.layout }) {
             Ok(plan) => plan,
             Err(refusal) => {
-                return sink.tell(fail(refusal.to_string(), Some(refusal.hint()), refusal.exit()), Bytes::new());
+                return sink
+                    .tell(fail(refusal.to_string(), Some(refusal.hint()), refusal.exit()), Bytes::new());
             }
         };
         let all: u64 = self.nodes.iter().map(|node| u64::from(node.spec.slots)).sum();
@@ -114,7 +119,12 @@ impl State {
         }
         let hash = match self.card(&model) {
             Some(card) => hash(card),
-            None => return sink.tell(fail(format!("no node has the model `{model}`"), None, ExitCode::Infeasible), Bytes::new()),
+            None => {
+                return sink.tell(
+                    fail(format!("no node has the model `{model}`"), None, ExitCode::Infeasible),
+                    Bytes::new(),
+                );
+            }
         };
         self.next_job += 1;
         let id = JobId(self.next_job);
@@ -122,8 +132,14 @@ impl State {
         let spec = self.spec(client, &body, shape, &plan, hash);
         let entry = entry(id, client, body, shape, &plan, sink);
         entry.sink.tell(Tell::Accepted { job: id.to_string() }, Bytes::new());
-        let message = format!("{} of {client}: {} pictures, layout {}", id, entry.body.batch.len(), entry.layout);
-        self.events.push(Event { kind: "job_submitted", message, job: Some(id.to_string()), ..Event::default() });
+        let message =
+            format!("{} of {client}: {} pictures, layout {}", id, entry.body.batch.len(), entry.layout);
+        self.events.push(Event {
+            kind: "job_submitted",
+            message,
+            job: Some(id.to_string()),
+            ..Event::default()
+        });
         self.jobs.insert(id, entry);
         self.logic_event(head::Event::Submit(id, spec));
     }
@@ -160,8 +176,16 @@ impl State {
                 entry.epochs += 1;
                 (entry.life, entry.layout, entry.ranks) = (Life::Running, team.layout, numbers);
                 (entry.epoch, entry.parts, entry.dones) = (Some(epoch), BTreeMap::new(), BTreeMap::new());
-                let message = format!("attempt {} of job {id} on ranks {:?}, layout {}", entry.epochs, entry.ranks, team.layout);
-                self.events.push(Event { kind: "epoch_started", message, job: Some(id.to_string()), ..Event::default() });
+                let message = format!(
+                    "attempt {} of job {id} on ranks {:?}, layout {}",
+                    entry.epochs, entry.ranks, team.layout
+                );
+                self.events.push(Event {
+                    kind: "epoch_started",
+                    message,
+                    job: Some(id.to_string()),
+                    ..Event::default()
+                });
             }
         }
         self.groups.entry(epoch).or_insert_with(|| Group {
@@ -232,7 +256,8 @@ impl State {
 
     /// Why a rank or an attempt is lost: to the log, and to the client of the job.
     pub(super) fn job_notice(&mut self, job: JobId, kind: &'static str, message: &str, step: Option<u32>) {
-        let event = Event { kind, message: message.into(), job: Some(job.to_string()), step, ..Event::default() };
+        let event =
+            Event { kind, message: message.into(), job: Some(job.to_string()), step, ..Event::default() };
         self.events.push(event);
         if let Some(entry) = self.jobs.get(&job) {
             let report = EventReport { t: 0.0, kind: kind.into(), message: message.into() };

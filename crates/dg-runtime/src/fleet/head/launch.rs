@@ -44,7 +44,8 @@ impl Launcher {
 fn ssh_arguments(target: &str, node: &str, head: &str) -> Vec<String> {
     let remote = ["dg-cluster", "agent", "--name", node, "--head", head];
     let remote: Vec<String> = remote.into_iter().map(quote).collect();
-    let options = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-T", "--"];
+    let options =
+        ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-T", "--"];
     let options = options.into_iter().map(str::to_owned);
     options.chain([target.to_owned(), remote.join(" ")]).collect()
 }
@@ -80,8 +81,9 @@ impl State {
             return self.launch_later(name);
         }
         let log = self.args.state_dir.join("log");
-        let opened = std::fs::create_dir_all(&log)
-            .and_then(|()| std::fs::File::options().create(true).append(true).open(log.join(format!("{name}.log"))));
+        let opened = std::fs::create_dir_all(&log).and_then(|()| {
+            std::fs::File::options().create(true).append(true).open(log.join(format!("{name}.log")))
+        });
         let output = opened.and_then(|file| Ok((file.try_clone()?, file)));
         let started = output.and_then(|(out, err)| {
             // Of its own group: what stops the head at a terminal does not stop it.
@@ -96,7 +98,9 @@ impl State {
                 });
             }
             Err(error) => {
-                let event = self.node(name).map(|n| n.event("agent_failed", format!("the agent of {name} does not start: {error}")));
+                let event = self
+                    .node(name)
+                    .map(|n| n.event("agent_failed", format!("the agent of {name} does not start: {error}")));
                 self.events.extend(event);
                 self.launch_later(name);
             }
@@ -107,7 +111,8 @@ impl State {
         if self.is_going_down {
             return;
         }
-        let event = self.node(name).map(|n| n.event("agent_ended", format!("the agent of {name} ended: {how}")));
+        let event =
+            self.node(name).map(|n| n.event("agent_ended", format!("the agent of {name} ended: {how}")));
         self.events.extend(event);
         self.launch_later(name);
     }

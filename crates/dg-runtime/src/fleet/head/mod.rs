@@ -116,7 +116,8 @@ impl Head {
     /// [`HeadError`].
     pub async fn start(args: HeadArgs) -> Result<Self, HeadError> {
         let state = State::create(&args.state_dir)?;
-        let file_error = |path: PathBuf| move |e: std::io::Error| HeadError::File { path, why: e.to_string() };
+        let file_error =
+            |path: PathBuf| move |e: std::io::Error| HeadError::File { path, why: e.to_string() };
         let path = args.state_dir.join("head.lock");
         let lock = lock(&path).map_err(file_error(path.clone()))?;
         let lock = lock.ok_or_else(|| HeadError::Runs(args.file.cluster.name.clone()))?;
@@ -171,7 +172,11 @@ fn reachable(address: SocketAddr, file: &ClusterFile) -> String {
         false => {
             // The name of the file, in case that the address changes.
             let host = &file.cluster.listen.host;
-            if host.contains(':') { format!("[{host}]:{}", address.port()) } else { format!("{host}:{}", address.port()) }
+            if host.contains(':') {
+                format!("[{host}]:{}", address.port())
+            } else {
+                format!("{host}:{}", address.port())
+            }
         }
     }
 }
@@ -203,15 +208,16 @@ fn next_term(folder: &Path) -> Result<u64, HeadError> {
     };
     let next = last + 1;
     let temporary = folder.join("term.tmp");
-    let written = std::fs::write(&temporary, format!("{next}\n")).and_then(|()| std::fs::rename(&temporary, &path));
+    let written =
+        std::fs::write(&temporary, format!("{next}\n")).and_then(|()| std::fs::rename(&temporary, &path));
     written.map_err(|e| failed(e.to_string()))?;
     Ok(next)
 }
 
 /// The arguments of an agent's process.
 fn agent_arguments(name: &str, head: &str, state_dir: &Path) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["agent", "--name", name, "--head", head, "--state_dir"].map(Into::into).into();
+    let mut arguments: Vec<OsString> =
+        ["agent", "--name", name, "--head", head, "--state_dir"].map(Into::into).into();
     arguments.push(state_dir.into());
     arguments
 }
-

@@ -120,7 +120,9 @@ impl State {
         match self.card(name).map(|card| (card.shape.clone(), card.id.hash.clone())) {
             Some((_, have)) if job.model_hash.as_ref().is_some_and(|wanted| *wanted != have) => {
                 let wanted = job.model_hash.unwrap_or_default();
-                let message = format!("the model `{name}` has the hash {have:.12}… on the nodes, and {wanted:.12}… here");
+                let message = format!(
+                    "the model `{name}` has the hash {have:.12}… on the nodes, and {wanted:.12}… here"
+                );
                 let hint = Some("use the same version of the model everywhere".to_owned());
                 sink.tell(Tell::Failed { message, hint, exit: ExitCode::Infeasible.code() }, Bytes::new());
             }
@@ -154,8 +156,12 @@ impl State {
     /// Nobody waits for an answer for ever.
     pub(super) fn give_up_probes(&mut self) {
         let now = Instant::now();
-        let late: Vec<String> =
-            self.probes.iter().filter(|(_, probe)| now >= probe.until).map(|(name, _)| name.clone()).collect();
+        let late: Vec<String> = self
+            .probes
+            .iter()
+            .filter(|(_, probe)| now >= probe.until)
+            .map(|(name, _)| name.clone())
+            .collect();
         for name in late {
             let Some(probe) = self.probes.remove(&name) else { continue };
             let message = match self.nodes.iter().any(|node| node.is_in) {
@@ -165,7 +171,10 @@ impl State {
             let sinks = probe.jobs.into_iter().map(|(_, _, sink)| sink).chain(probe.cards);
             for sink in sinks {
                 let hint = Some("`dg-cluster status` shows the nodes".to_owned());
-                sink.tell(Tell::Failed { message: message.clone(), hint, exit: ExitCode::Infeasible.code() }, Bytes::new());
+                sink.tell(
+                    Tell::Failed { message: message.clone(), hint, exit: ExitCode::Infeasible.code() },
+                    Bytes::new(),
+                );
             }
         }
     }

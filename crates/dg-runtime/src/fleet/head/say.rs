@@ -60,7 +60,9 @@ impl State {
         let was_in = std::mem::take(&mut node.is_in);
         let (id, had_link) = (node.id, node.link.take().is_some());
         if had_link && !self.is_going_down {
-            let event = self.node(name).map(|n| n.event("node_lost", format!("the connection to {name} ended: {reason}")));
+            let event = self
+                .node(name)
+                .map(|n| n.event("node_lost", format!("the connection to {name} ended: {reason}")));
             self.events.extend(event);
         }
         if was_in {

@@ -165,8 +165,7 @@ impl Computer {
         };
         let patience = crate::cluster::PATIENCE;
         let job = RankJob { plan: attempt.plan.clone(), comm, request: attempt.team.job, patience, resume };
-        let mut watch =
-            Reporter { attempt, tell, failpoint: *failpoint, number: setup.number as usize };
+        let mut watch = Reporter { attempt, tell, failpoint: *failpoint, number: setup.number as usize };
         let (start, batch) = (Instant::now(), &attempt.body.batch);
         let ran = pool.install(|| connected(engine, batch, &job, &mut watch));
         let report = report(setup, attempt, &job, engine.mapped_bytes(), start.elapsed());
@@ -201,7 +200,13 @@ fn connected(
     pictures.inspect_err(|error| job.comm.abort(&error.to_string()))
 }
 
-fn report(setup: &RankSetup, attempt: &Attempt, job: &RankJob, mapped_bytes: u64, wall: Duration) -> RankReport {
+fn report(
+    setup: &RankSetup,
+    attempt: &Attempt,
+    job: &RankJob,
+    mapped_bytes: u64,
+    wall: Duration,
+) -> RankReport {
     let counted = job.comm.counters();
     let wait = counted.total().wait;
     let mut sent = counted.sent();
@@ -272,4 +277,3 @@ impl Watch for Reporter<'_> {
 /// Ranks that prepare slowly are waited for before; from then on it is only connecting.
 const SET_UP_MAX: Duration = Duration::from_secs(25);
 const FAILPOINT_WAIT: Duration = Duration::from_millis(30);
-

@@ -19,8 +19,8 @@ use dg_core::ExitCode;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use told::{Told, Verdict};
 use tokio::sync::mpsc;
+use told::{Told, Verdict};
 
 /// Runs the rank whose agent started this process, until the agent ends it. Needs a standard input that is the pipe.
 ///

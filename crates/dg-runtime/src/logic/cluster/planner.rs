@@ -1,8 +1,8 @@
 //! How a job is laid out on the ranks that there are.
 
 use super::job::JobSpec;
-use dg_plan::{Ask, Balance, Bounds, Layout, Machine, Passes, Pipeline, Plan, search};
 use dg_plan::search::valid_layouts;
+use dg_plan::{Ask, Balance, Bounds, Layout, Machine, Passes, Pipeline, Plan, search};
 use std::time::Duration;
 
 /// What there is for a job.
@@ -90,7 +90,9 @@ impl Planner for AskPlanner {
         let (_, asked) = self.choice(spec, ask, u64::MAX)?;
         let is_stale = asked.passes == Passes::Patches;
         let ask = match is_stale {
-            true => Ask { patches: Some(asked.patches.runs().len()), pipeline: Pipeline::Stale, ..ask.clone() },
+            true => {
+                Ask { patches: Some(asked.patches.runs().len()), pipeline: Pipeline::Stale, ..ask.clone() }
+            }
             false => Ask { pipeline: Pipeline::Exact, ..ask.clone() },
         };
         let ask = Ask { balance: Balance::Time, ..ask };

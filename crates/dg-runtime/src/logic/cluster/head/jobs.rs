@@ -129,7 +129,9 @@ impl<P: Planner> Head<P> {
         let choice = self.planner.choose(spec, supply(&self.registry, &all, limit))?;
         let ranks = usize::try_from(choice.layout.ranks()).ok().filter(|ranks| *ranks <= all.len())?;
         let grouped = free.pick(kind, ranks, choice.layout.ulysses as usize, &has_model);
-        let picked = if grouped.len() == ranks { grouped } else { all.into_iter().take(ranks).collect() };
+        let mut picked = if grouped.len() == ranks { grouped } else { all.into_iter().take(ranks).collect() };
+        // As users count them; each node has whole groups all the same.
+        picked.sort_unstable();
         Some((choice, picked))
     }
 

@@ -74,7 +74,7 @@ impl Tested {
             ranks_min,
             ranks_max: 4,
             work: None,
-                ask: None,
+            ask: None,
         };
         self.tell(Event::Submit(JobId(job), spec));
     }

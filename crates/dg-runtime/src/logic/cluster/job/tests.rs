@@ -24,7 +24,7 @@ fn job() -> Job {
         ranks_min: 1,
         ranks_max: 2,
         work: None,
-                ask: None,
+        ask: None,
     };
     Job::new(spec, EpochTimes::default(), Duration::from_secs(600), ms(0))
 }

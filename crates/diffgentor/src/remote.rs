@@ -1,0 +1,103 @@
+//! `--cluster`: pictures are made by the nodes of a cluster, and written here.
+
+use crate::args::ClusterArgs;
+use crate::failure::Failure;
+use crate::setup;
+use dg_config::{ClusterFile, Key, Settings, state_folder};
+use dg_core::ExitCode;
+use dg_runtime::fleet::client::{AskError, HeadClient};
+use dg_runtime::fleet::job::ModelCard;
+use dg_runtime::fleet::{head, places};
+use std::path::{Path, PathBuf};
+
+/// The cluster that a run was given.
+pub(crate) struct Remote {
+    /// Its head.
+    pub(crate) head: HeadClient,
+    /// Name of the model; absent, that of the cluster's file.
+    pub(crate) name: Option<String>,
+    /// What the nodes know of it.
+    pub(crate) card: ModelCard,
+}
+
+/// The file of `--cluster`, unless it is an address.
+pub(crate) fn file(args: &ClusterArgs) -> Result<Option<ClusterFile>, Failure> {
+    let Some(name) = args.cluster.as_deref().filter(|name| !is_address(name)) else { return Ok(None) };
+    let path = Path::new(name);
+    Ok(Some(ClusterFile::read(path, &setup::config_text(path, "--cluster")?)?))
+}
+
+/// What is no file and has a port.
+fn is_address(name: &str) -> bool {
+    let port = name.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok()) && !Path::new(name).exists()
+}
+
+/// Connects, and asks what the nodes know of the model.
+pub(crate) async fn connect(
+    args: &ClusterArgs,
+    file: Option<&ClusterFile>,
+    settings: &Settings,
+) -> Result<Option<Remote>, Failure> {
+    let Some(name) = args.cluster.as_deref() else { return Ok(None) };
+    let head = match file {
+        Some(file) => {
+            let folder = args.state_dir.clone().unwrap_or_else(|| state_folder(file));
+            let options = head::options(file);
+            let listed = folder.join("head.addr").exists();
+            if listed {
+                HeadClient::of_state(&folder, &args.client, options).await?
+            } else {
+                // The head is on another host: here is only a certificate.
+                let address = file.cluster.listen.to_string();
+                HeadClient::connect(&address, &folder, &args.client, options).await?
+            }
+        }
+        None => {
+            let folder = folder(args)?;
+            HeadClient::connect(name, &folder, &args.client, head_options()).await?
+        }
+    };
+    let model =
+        settings.text(Key::ModelName).filter(|_| settings.is_asked(Key::ModelName)).map(str::to_owned);
+    let card = head.model(model.as_deref()).await?;
+    Ok(Some(Remote { head, name: model, card }))
+}
+
+fn head_options() -> dg_runtime::fleet::client::Options {
+    dg_runtime::fleet::client::Options::beside_cpu_ranks()
+}
+
+/// The state folder with the certificate for an address.
+fn folder(args: &ClusterArgs) -> Result<PathBuf, Failure> {
+    if let Some(folder) = &args.state_dir {
+        return Ok(folder.clone());
+    }
+    match places::running().as_slice() {
+        [(_, folder)] => Ok(folder.clone()),
+        _ => Err(Failure::usage("--cluster names an address, and no certificate to ask it with").hint(
+            "name the folder that has client.pem with --state_dir, or the cluster's file with --cluster",
+        )),
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(e: AskError) -> Self {
+        let exit = match &e {
+            AskError::NotUp { .. } => ExitCode::Unreachable,
+            _ => e.exit(),
+        };
+        Self { exit, message: e.to_string(), hint: e.hint() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_and_has_a_port_is_an_address() {
+        assert!(is_address("10.0.0.1:7443") && is_address("rig.local:7443") && is_address("[::1]:7443"));
+        assert!(!is_address("rig.toml") && !is_address("a:b") && !is_address("configs/rig:x.toml"));
+    }
+}
