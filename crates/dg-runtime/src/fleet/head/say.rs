@@ -125,11 +125,12 @@ impl State {
                 *info = RankInfo::default();
             }
             let message = format!("the process of {} ended: {how}", self.rank_name(rank));
-            let event = self.rank_event("rank_lost", rank, message.clone());
-            self.events.push(event);
+            let mut event = self.rank_event("rank_lost", rank, message.clone());
             if let Process::Busy(_, job) = process {
-                self.job_notice(job, "rank_lost", &message, None);
+                event.job = Some(job.to_string());
+                self.tell_client(job, "rank_lost", &message);
             }
+            self.events.push(event);
         }
         self.spawning.remove(&start);
         lines.push(format!("({how})"));
