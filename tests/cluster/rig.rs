@@ -74,6 +74,8 @@ impl Setting {
     /// The cluster's file alone.
     pub(crate) fn down(self) -> Rig {
         static TURN: Mutex<()> = Mutex::new(());
+        // Built before anything is timed.
+        (cluster_bin(), dg_testkit::diffgentor_bin());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let place = tempfile::tempdir().expect("a temporary folder");
         let port =
@@ -303,10 +305,6 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    pub(crate) fn is_over(&mut self) -> bool {
-        self.child.try_wait().expect("it is a child of this process").is_some()
     }
 
     /// To its end, however it ends.
