@@ -80,7 +80,8 @@ impl Setting {
         let place = tempfile::tempdir().expect("a temporary folder");
         let port =
             UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-        let rig = Rig { env: self.env.clone(), port, before: proc::shared_memory(), place, _turn: turn };
+        let (env, begin, before) = (self.env.clone(), Instant::now(), proc::shared_memory());
+        let rig = Rig { env, port, begin, before, place, _turn: turn };
         fs::write(rig.path("rig.toml"), self.text(port)).expect("the folder is writable");
         rig
     }
@@ -103,6 +104,7 @@ impl Setting {
 pub(crate) struct Rig {
     env: Vec<(String, String)>,
     pub(crate) port: u16,
+    begin: Instant,
     before: Vec<String>,
     place: tempfile::TempDir,
     // Given back last.
@@ -290,6 +292,8 @@ impl Drop for Rig {
             return;
         }
         self.end();
+        let test = std::thread::current();
+        println!("{}: {:.1} s", test.name().unwrap_or("?"), self.begin.elapsed().as_secs_f64());
     }
 }
 
