@@ -87,7 +87,7 @@ fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16) -> RankSetup {
         node: args.name.to_string(),
         state_dir: args.state_dir.display().to_string(),
         model: spec.model.clone(),
-        threads: spec.threads.unwrap_or(u32::try_from(share).unwrap_or(1)).max(1),
+        threads: spec.threads.unwrap_or_else(|| u32::try_from(share).unwrap_or(1)).max(1),
         plane_host: spec.plane_host.clone(),
         tensor_tls: spec.tensor_tls,
         agent: std::process::id(),
