@@ -8,6 +8,7 @@ use dg_core::ExitCode;
 use dg_runtime::fleet::client::{AskError, HeadClient};
 use dg_runtime::fleet::job::ModelCard;
 use dg_runtime::fleet::{head, places};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// The cluster that a run was given.
@@ -25,6 +26,11 @@ pub(crate) fn file(args: &ClusterArgs) -> Result<Option<ClusterFile>, Failure> {
     let Some(name) = args.cluster.as_deref().filter(|name| !is_address(name)) else { return Ok(None) };
     let path = Path::new(name);
     Ok(Some(ClusterFile::read(path, &setup::config_text(path, "--cluster")?)?))
+}
+
+/// Whether a head that listens there is on this host. Without a note of its address it is not up then.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// What is no file and has a port.
@@ -45,7 +51,7 @@ pub(crate) async fn connect(
             let folder = args.state_dir.clone().unwrap_or_else(|| state_folder(file));
             let options = head::options(file);
             let listed = folder.join("head.addr").exists();
-            if listed {
+            if listed || is_here(&file.cluster.listen.host) {
                 HeadClient::of_state(&folder, &args.client, options).await?
             } else {
                 // The head is on another host: here is only a certificate.
@@ -94,6 +100,12 @@ impl From<AskError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn heads_of_this_host_are_told_apart() {
+        assert!(is_here("127.0.0.1") && is_here("::1") && is_here("localhost"));
+        assert!(!is_here("10.0.0.1") && !is_here("0.0.0.0") && !is_here("rig.local"));
+    }
 
     #[test]
     fn what_is_no_file_and_has_a_port_is_an_address() {

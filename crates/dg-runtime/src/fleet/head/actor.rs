@@ -36,8 +36,8 @@ pub(super) enum Message {
     Ask(String, Ask, Bytes, Sink),
     /// A client does not wait for its job any more.
     Gone(JobId),
-    /// An agent that the head launched has ended.
-    AgentEnded(String, String),
+    /// An agent that the head launched, or the ssh to it, has ended: which process, and how.
+    AgentEnded(String, Option<u32>, String),
     /// An agent is to be launched again.
     Launch(String),
     /// Time has passed.
@@ -140,7 +140,7 @@ impl Actor for HeadActor {
             Message::Closed(name, incarnation, reason) => state.closed(&name, incarnation, &reason),
             Message::Ask(client, ask, body, sink) => state.asked(&client, ask, &body, sink),
             Message::Gone(job) => state.client_gone(job),
-            Message::AgentEnded(name, how) => state.agent_ended(&name, &how),
+            Message::AgentEnded(name, pid, how) => state.agent_ended(&name, pid, &how),
             Message::Launch(name) => state.launch(&name),
             Message::Tick => {
                 state.timer = None;
