@@ -191,7 +191,7 @@ impl State {
             self.say(&Up::Model(String::new(), Err("the file names no model".into())));
         }
         self.spec = Some(spec);
-        self.keep(NodeEvent::Tick, me);
+        self.keep(NodeEvent::Head { term }, me);
     }
 
     fn probe(&self, name: String, me: &ActorRef<Message>) {
@@ -259,7 +259,7 @@ impl State {
     fn said(&mut self, slot: u16, start: Stamp, epoch: Stamp, say: RankSay, body: Bytes) {
         let Some(rank) = self.rank(slot, start) else { return };
         if matches!(say, RankSay::Done | RankSay::Stopped | RankSay::Failed(_)) {
-            rank.is_busy = false;
+            (rank.is_busy, rank.must_stop) = (false, false);
         }
         let up = Up::Said(slot, start, epoch, say);
         if body.is_empty() {
@@ -327,10 +327,13 @@ impl State {
                 }
                 NodeAction::Fence => {
                     tracing::warn!("the lease of this node is over: its ranks stop");
-                    self.ranks.values().for_each(|rank| rank.send(RankIn::Fence, Bytes::new()));
+                    for rank in self.ranks.values_mut() {
+                        rank.must_stop = rank.is_busy;
+                        rank.send(RankIn::Fence, Bytes::new());
+                    }
                 }
                 NodeAction::Kill => {
-                    self.ranks.values_mut().filter(|rank| rank.is_busy).for_each(Rank::kill);
+                    self.ranks.values_mut().filter(|rank| rank.must_stop).for_each(Rank::kill);
                 }
                 NodeAction::Exit => {
                     tracing::warn!("no head for too long: this agent ends");

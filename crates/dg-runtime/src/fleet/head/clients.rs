@@ -220,7 +220,7 @@ impl State {
                 }
                 Some((_, false)) => sink.fail(format!("node `{name}` is not in"), None, Infeasible),
                 None => {
-                    sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config)
+                    sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config);
                 }
             },
             Ask::Logs(rank, after) => self.logs_asked(rank, after, sink),
