@@ -86,6 +86,51 @@ fn a_stale_pipeline_survives_it_too() {
 }
 
 #[test]
+fn replicas_survive_it_one_by_one() {
+    let rig = Setting::two_by_two().failure(DEATHS).up();
+    let rows = ["red apple", "blue car", "a tree", "two cats", "old town", "the sea"];
+    let drawing = Drawing::of(&["--height", "96", "--width", "128"]).prompts(&rows).steps(8).seed(3);
+    let drawing = drawing.degrees(&["--data_parallel_degree", "2", "--ulysses_degree", "2"]);
+    let plain = drawing.serial();
+    let subject = Subject::new(&rig, drawing, &plain);
+    let mut random = Random::new(asked("DG_SEED", 99));
+    let hit = (0..4).filter(|trial| subject.disturb(&rig, &mut random, *trial)).count();
+    assert!(hit > 1, "{hit} of 4");
+}
+
+#[test]
+fn a_job_survives_the_death_of_several_at_once() {
+    let rig = Setting::two_by_two().failure(DEATHS).up();
+    let subject = Subject::new(&rig, Drawing::small(20, 7).degrees(ULYSSES_4), &Drawing::small(20, 7));
+    for (turn, dead) in [&[0, 1][..], &[0, 3], &[1, 2, 3], &[0, 1, 2, 3]].into_iter().enumerate() {
+        rig.idle(Duration::from_secs(20));
+        let pids = rig.ranks();
+        let run = rig.start(&subject.drawing);
+        std::thread::sleep(subject.usual.mul_f64(0.3 + 0.15 * turn as f64));
+        dead.iter().for_each(|rank| assert!(proc::send(pids[*rank], Signal::KILL)));
+        let drawn = run.done(&rig);
+        println!("ranks {dead:?} killed: {:?}", drawn.took);
+        expect_same(&drawn.pictures, &subject.wanted, &format!("{dead:?} killed\n{}", rig.story()));
+    }
+    rig.idle(Duration::from_secs(20));
+    let agents = [rig.agent("left"), rig.agent("right")];
+    let run = rig.start(&subject.drawing);
+    std::thread::sleep(subject.usual.mul_f64(0.5));
+    agents.iter().for_each(|pid| assert!(proc::send(*pid, Signal::KILL)));
+    expect_same(&run.done(&rig).pictures, &subject.wanted, "both agents killed");
+    // A death while another rank stands still.
+    rig.idle(Duration::from_secs(20));
+    let pids = rig.ranks();
+    let run = rig.start(&subject.drawing);
+    std::thread::sleep(subject.usual.mul_f64(0.5));
+    assert!(proc::send(pids[1], Signal::STOP) && proc::send(pids[2], Signal::KILL));
+    std::thread::sleep(Duration::from_millis(900));
+    proc::send(pids[1], Signal::CONT);
+    expect_same(&run.done(&rig).pictures, &subject.wanted, "one dead, one still");
+    rig.idle(Duration::from_secs(20));
+}
+
+#[test]
 fn a_job_goes_on_from_its_last_checkpoint() {
     let rig = Setting::two_by_two().env("DG_FAILPOINT", "kill@1:15").up();
     let first = rig.ranks();

@@ -70,6 +70,26 @@ fn a_job_that_nobody_wants_any_more_is_cancelled() {
 }
 
 #[test]
+fn a_client_that_stands_still_too_long_is_gone() {
+    let rig = Setting::two_by_two().up();
+    let run = rig.start(&long());
+    let job = at_work(&rig);
+    assert!(proc::send(run.pid(), Signal::STOP));
+    assert_eq!(state(&rig, &job), "cancelled");
+    assert!(proc::send(run.pid(), Signal::CONT));
+    expect_end(run, 5, &["the head went away", "hint: "]);
+    rig.idle(Duration::from_secs(5));
+}
+
+#[test]
+fn a_job_may_come_before_the_nodes_do() {
+    let rig = Setting::two_by_two().down();
+    rig.cluster(&["up", "rig.toml", "-d"]).expect_success();
+    let drawing = Drawing::small(3, 1).degrees(ULYSSES_4);
+    expect_same(&rig.draw(&drawing).pictures, &drawing.serial().undisturbed(), "at once");
+}
+
+#[test]
 fn a_node_that_is_drained_gets_no_new_work() {
     let rig = Setting::two_by_two().up();
     let four = Drawing::small(20, 7).degrees(ULYSSES_4);
