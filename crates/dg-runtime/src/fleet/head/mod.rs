@@ -4,6 +4,7 @@
 //! peers with a client's may ask. What happens is written down in `events.jsonl` of the state folder.
 
 mod actor;
+mod admitted;
 mod carry;
 pub(in crate::fleet) mod clients;
 mod events;
@@ -125,15 +126,22 @@ impl Head {
         let term = next_term(&args.state_dir)?;
         let listen = resolve(&args.file.cluster.listen.to_string())?;
         let options = options(&args.file);
+        let admitted = state.admitted()?;
         let (endpoint, listener) =
-            Endpoint::listener(listen, &identity, state.admitted()?, args.desk.clone(), options)?;
+            Endpoint::listener(listen, &identity, admitted.clone(), args.desk.clone(), options)?;
         let address = endpoint.local_addr()?;
         let shown = reachable(address, &args.file);
         let path = args.state_dir.join("head.addr");
         std::fs::write(&path, format!("{shown}\n")).map_err(file_error(path))?;
         let bus = dg_net::bus::Bus::start("head", term, None).await?;
         let (actor, joined) = actor::start(args, term, shown).await?;
-        tokio::spawn(guests::serve(listener, bus, term, actor.clone()));
+        let serving = guests::serve(listener, bus, term, actor.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = serving => {}
+                () = admitted::keep_up(admitted) => {}
+            }
+        });
         Ok(Self { actor, joined, endpoint, address, _lock: lock })
     }
 
