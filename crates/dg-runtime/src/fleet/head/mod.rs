@@ -168,7 +168,8 @@ pub fn options(file: &ClusterFile) -> Options {
         idle_timeout: file.cluster.idle_timeout,
         keep_alive: file.cluster.keep_alive,
         uni_streams_max: 256,
-        bidi_streams_max: 1024,
+        // A client has one for each job that waits or runs.
+        bidi_streams_max: clients::JOBS_MAX as u32 + 1024,
         ..Options::default()
     }
 }
