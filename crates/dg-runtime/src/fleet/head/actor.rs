@@ -16,6 +16,7 @@ use crate::placed::Placed;
 use bytes::Bytes;
 use dg_config::ClusterFile;
 use dg_net::bus::Link;
+use dg_net::quiet::Quiet;
 use dg_plan::Machine;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -75,12 +76,15 @@ pub(super) struct State {
     pub(super) past: VecDeque<JobEntry>,
     pub(super) groups: HashMap<Stamp, Group>,
     pub(super) next_job: u64,
+    /// Of the jobs that wait or run.
+    pub(super) queued_bytes: usize,
     pub(super) next_part: u64,
     /// When processes were told to start.
     pub(super) spawning: HashMap<Stamp, Instant>,
     pub(super) probes: BTreeMap<String, Probe>,
     pub(super) events: EventLog,
     pub(super) launcher: Launcher,
+    pub(super) quiet: Quiet,
     timer: Option<JoinHandle<()>>,
     pub(super) is_going_down: bool,
 }
@@ -105,10 +109,12 @@ impl Actor for HeadActor {
             groups: HashMap::new(),
             next_job: term << 32,
             next_part: 0,
+            queued_bytes: 0,
             spawning: HashMap::new(),
             probes: BTreeMap::new(),
             events: EventLog::open(&args.state_dir),
             launcher: Launcher::new(&args, &address),
+            quiet: Quiet::default(),
             timer: None,
             is_going_down: false,
             begin: Instant::now(),
