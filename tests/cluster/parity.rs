@@ -52,7 +52,7 @@ fn every_layout_draws_what_one_process_draws() {
     let drawn = check(&rig, &rows, &rows.serial(), 4);
     assert_eq!(drawn.pictures.len(), 5);
     let guided = ["--true_cfg_scale", "2.5", "--negative_prompt", "blurry"];
-    let guided = small.clone().with(&guided).degrees(BRANCHES);
+    let guided = small.with(&guided).degrees(BRANCHES);
     check(&rig, &guided, &guided, 4);
     // The same processes made all of it, and hold no socket of a group that is over.
     assert_eq!(rig.ranks(), pids);

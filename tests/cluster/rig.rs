@@ -75,7 +75,7 @@ impl Setting {
     pub(crate) fn down(self) -> Rig {
         static TURN: Mutex<()> = Mutex::new(());
         // Built before anything is timed.
-        (cluster_bin(), dg_testkit::diffgentor_bin());
+        let _ = (cluster_bin(), dg_testkit::diffgentor_bin());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let place = tempfile::tempdir().expect("a temporary folder");
         let port =
