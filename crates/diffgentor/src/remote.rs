@@ -1,6 +1,6 @@
 //! `--cluster`: pictures are made by the nodes of a cluster, and written here.
 
-use crate::args::ClusterArgs;
+use crate::args::{ClusterArgs, Launch};
 use crate::failure::Failure;
 use crate::{layout, setup};
 use dg_config::{ClusterFile, Key, Layers, Settings, Value, state_folder};
@@ -62,6 +62,11 @@ pub(crate) async fn connect(
     file: Option<&ClusterFile>,
     settings: &Settings,
 ) -> Result<Option<Remote>, Failure> {
+    let is_away = args.cluster.is_some() || args.launch == Launch::Processes;
+    if is_away && settings.text(Key::Trace).is_some() {
+        return Err(Failure::usage("--trace shows ranks that are threads of this process")
+            .hint("leave --trace out, or --cluster and --launch; --report tells what every rank sent"));
+    }
     let Some(name) = args.cluster.as_deref() else { return Ok(None) };
     let head = match file {
         Some(file) => {
