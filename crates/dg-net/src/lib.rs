@@ -5,7 +5,7 @@
 //! - [`identity`]: certificates, and what makes one acceptable
 //! - [`endpoint`]: QUIC endpoints on which both ends have proved who they are
 //! - [`join`]: how a node with a token gets its certificate
-//! - [`wire`]: small messages as bytes
+//! - [`wire`]: small messages as bytes; [`quiet`]: a limit on lines of log
 //! - [`bus`]: actors of two processes that speak over a connection
 //! - [`plane`]: communicators between processes
 #![forbid(unsafe_code)]
@@ -15,5 +15,5 @@ pub mod endpoint;
 pub mod identity;
 pub mod join;
 pub mod plane;
-mod quiet;
+pub mod quiet;
 pub mod wire;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Lets some lines per second into the log and counts the others.
 #[derive(Debug, Default)]
-pub(crate) struct Quiet(Mutex<Second>);
+pub struct Quiet(Mutex<Second>);
 
 #[derive(Debug, Default)]
 struct Second {
@@ -16,7 +16,7 @@ struct Second {
 
 impl Quiet {
     /// Whether one more line may be logged at `now`. The first line of a second tells how many were left out before.
-    pub(crate) fn allows(&self, now: Instant) -> bool {
+    pub fn allows(&self, now: Instant) -> bool {
         let mut second = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if second.begun.is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1)) {
             if second.left_out > 0 {

@@ -7,7 +7,7 @@ use dg_flux::Picture;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// A batch on its way. Dropping it cancels it.
 pub struct Job {
@@ -58,16 +58,34 @@ impl Drop for Job {
 
 /// Cancels a job: it stops after the transformer block, text-encoder layer or VAE stage that it is in.
 #[derive(Clone, Debug, Default)]
-pub struct Canceller(Arc<AtomicBool>);
+pub struct Canceller(Arc<Cancelling>);
+
+#[derive(Debug, Default)]
+struct Cancelling {
+    is_cancelled: AtomicBool,
+    told: Notify,
+}
 
 impl Canceller {
     /// Cancels; harmless when the job has ended.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_cancelled.store(true, Ordering::SeqCst);
+        self.0.told.notify_waiters();
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Waits for it.
+    pub(crate) async fn cancelled(&self) {
+        let told = self.0.told.notified();
+        tokio::pin!(told);
+        // From here on it is heard.
+        told.as_mut().enable();
+        if !self.0.is_cancelled.load(Ordering::SeqCst) {
+            told.await;
+        }
     }
 }
 

@@ -84,8 +84,13 @@ pub(crate) fn prepare(
     plan.warnings.iter().for_each(log::warn_once);
     let dtype = asked::dtype(&settings);
     let requests = plan.pictures.iter().map(|p| &p.request);
-    let spread =
-        layout::spread(&settings, model.shape(), (dtype, model.repo().map(ModelRepo::held)), requests)?;
+    let spread = layout::spread(
+        &settings,
+        &model.machine(),
+        model.shape(),
+        (dtype, model.repo().map(ModelRepo::held)),
+        requests,
+    )?;
     if model.repo().is_some() {
         announce(&settings, &spread, launch);
     }

@@ -1,13 +1,16 @@
 //! `--cluster`: pictures are made by the nodes of a cluster, and written here.
 
-use crate::args::ClusterArgs;
+use crate::args::{ClusterArgs, Launch};
 use crate::failure::Failure;
-use crate::setup;
-use dg_config::{ClusterFile, Key, Settings, state_folder};
+use crate::{layout, setup};
+use dg_config::{ClusterFile, Key, Layers, Settings, Value, state_folder};
 use dg_core::ExitCode;
+use dg_plan::Machine;
+use dg_runtime::asked;
 use dg_runtime::fleet::client::{AskError, HeadClient};
 use dg_runtime::fleet::job::ModelCard;
 use dg_runtime::fleet::{head, places};
+use dg_runtime::placed::Placed;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +22,20 @@ pub(crate) struct Remote {
     pub(crate) name: Option<String>,
     /// What the nodes know of it.
     pub(crate) card: ModelCard,
+    /// Its ranks.
+    pub(crate) ranks: u64,
+    /// What they compute on, and what joins them.
+    pub(crate) machine: Machine,
+}
+
+impl Remote {
+    /// Nobody has said how many ranks: all of them.
+    pub(crate) fn fill(&self, layers: &mut Layers) {
+        let settings = layers.resolve();
+        if !asked::has_degrees(&settings) && !settings.is_asked(Key::NumGpus) {
+            layers.add_flags([(Key::NumGpus, Value::Integer(self.ranks))]);
+        }
+    }
 }
 
 /// The file of `--cluster`, unless it is an address.
@@ -45,6 +62,11 @@ pub(crate) async fn connect(
     file: Option<&ClusterFile>,
     settings: &Settings,
 ) -> Result<Option<Remote>, Failure> {
+    let is_away = args.cluster.is_some() || args.launch == Launch::Processes;
+    if is_away && settings.text(Key::Trace).is_some() {
+        return Err(Failure::usage("--trace shows ranks that are threads of this process")
+            .hint("leave --trace out, or --cluster and --launch; --report tells what every rank sent"));
+    }
     let Some(name) = args.cluster.as_deref() else { return Ok(None) };
     let head = match file {
         Some(file) => {
@@ -67,7 +89,15 @@ pub(crate) async fn connect(
     let model =
         settings.text(Key::ModelName).filter(|_| settings.is_asked(Key::ModelName)).map(str::to_owned);
     let card = head.model(model.as_deref()).await?;
-    Ok(Some(Remote { head, name: model, card }))
+    let ranks = match file {
+        Some(file) => file.ranks(),
+        None => head.status().await?.ranks.len() as u64,
+    };
+    let machine = match file {
+        Some(file) => Placed::new(&file.nodes, ranks).machine(&file.cluster.links, None),
+        None => layout::this_machine(),
+    };
+    Ok(Some(Remote { head, name: model, card, ranks, machine }))
 }
 
 fn head_options() -> dg_runtime::fleet::client::Options {

@@ -37,8 +37,11 @@ pub(crate) fn t2i(args: &T2iArgs) -> Result<ExitCode, Failure> {
 async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let stop = Stop::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
     let file = remote::file(&args.cluster)?;
-    let layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
+    let mut layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
     let remote = remote::connect(&args.cluster, file.as_ref(), &layers.resolve()).await?;
+    if let Some(remote) = &remote {
+        remote.fill(&mut layers);
+    }
     let (prepared, model) = prepare::prepare(layers, args.cluster.launch, remote)?;
     if prepared.settings.switch(Key::DryRun) {
         dry_run::show(&prepared)?;

@@ -2,10 +2,12 @@
 
 use super::BULK_BYTES_MAX;
 use super::link::Received;
+use crate::quiet::Quiet;
 use crate::wire::{self, Message, WireError};
 use bytes::Bytes;
 use quinn::{Connection, RecvStream};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -29,10 +31,11 @@ pub(super) async fn send(
 
 /// Takes all that come until the connection ends or nobody listens, a few at a time.
 pub(super) async fn receive(connection: Connection, inbox: mpsc::WeakSender<Received>) {
-    let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(AT_ONCE_MAX));
+    let slots = Arc::new(tokio::sync::Semaphore::new(AT_ONCE_MAX));
+    let quiet = Arc::new(Quiet::default());
     while let Ok(stream) = connection.accept_uni().await {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let inbox = inbox.clone();
+        let (inbox, quiet) = (inbox.clone(), quiet.clone());
         tokio::spawn(async move {
             match read(stream).await {
                 Ok(received) => {
@@ -40,7 +43,10 @@ pub(super) async fn receive(connection: Connection, inbox: mpsc::WeakSender<Rece
                         let _ = inbox.send(received).await;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "a bulk message is dropped"),
+                Err(error) if quiet.allows(Instant::now()) => {
+                    tracing::warn!(%error, "a bulk message is dropped");
+                }
+                Err(_) => {}
             }
             drop(slot);
         });

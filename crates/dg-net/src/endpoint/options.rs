@@ -116,7 +116,7 @@ impl Options {
             ("uni_streams_max", self.uni_streams_max as usize),
         ];
         match counts.into_iter().find(|(_, count)| !(1..=COUNT_MAX).contains(count)) {
-            Some((setting, count)) => Err(bad(setting, count, "1 to 10000 are possible")),
+            Some((setting, count)) => Err(bad(setting, count, "1 to 100000 are possible")),
             None => Ok(()),
         }
     }
@@ -127,6 +127,6 @@ fn bad(setting: &'static str, value: impl std::fmt::Debug, reason: &'static str)
 }
 
 const STRANGERS_WINDOW_BYTES: u32 = 128 << 10;
-const COUNT_MAX: usize = 10_000;
+const COUNT_MAX: usize = 100_000;
 const MTU_MIN: u16 = 1200;
 const MTU_WITH_OFFLOAD_MAX: u16 = 6500;

@@ -46,9 +46,20 @@ impl Admitted {
     /// Reads the file again, for when another process has changed it.
     pub fn reload(&self) -> Result<(), IdentityError> {
         let Some(path) = &self.path else { return Ok(()) };
-        let table = read(path)?;
-        self.table.send_replace(table);
-        Ok(())
+        let mut done = Ok(());
+        // Read under the lock of the table, so that what this process writes meanwhile is not taken back.
+        self.table.send_if_modified(|table| match read(path) {
+            Ok(now) => {
+                let is_other = now.entries != table.entries;
+                *table = now;
+                is_other
+            }
+            Err(error) => {
+                done = Err(error);
+                false
+            }
+        });
+        done
     }
 
     /// Lets a certificate in.

@@ -12,6 +12,7 @@ use dg_comm::{
     Receiving, Result, Side, Tag,
 };
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -283,6 +284,7 @@ impl Drop for Sockets {
             let how = if std::thread::panicking() { How::Panicked } else { How::Lost };
             self.world.fail(Failure { rank: me, how, cause: String::new() });
         }
+        self.world.left.store(true, Ordering::SeqCst);
         self.world.peers().for_each(|(_, line)| line.close());
         let end = Instant::now() + FAREWELL_MAX;
         self.world.peers().for_each(|(_, line)| line.wait(end));

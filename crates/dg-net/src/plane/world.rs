@@ -6,6 +6,7 @@ use super::line::Line;
 use super::pool::Pool;
 use dg_comm::inbox::Inbox;
 use dg_comm::{Block, CommError, Envelope, Gone, Ledger, Place, RankName, Result};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What the threads of one rank share.
@@ -27,6 +28,8 @@ pub(super) struct World {
     pub(super) room: Condvar,
     /// The first failure; it stays.
     failure: OnceLock<Failure>,
+    /// Whether this rank is closing its connections.
+    pub(super) left: AtomicBool,
 }
 
 /// Behind the lock. Whoever holds it may take the lock of a line, not the other way round.
@@ -133,6 +136,7 @@ impl World {
             arrived,
             room,
             failure,
+            left: AtomicBool::new(false),
         }
     }
 
@@ -290,6 +294,11 @@ impl World {
             peer.closed = true;
             peer.finished
         };
+        if self.left.load(Ordering::SeqCst) {
+            // It was this rank that closed it.
+            self.wake();
+            return;
+        }
         if finished {
             self.wake();
             return;

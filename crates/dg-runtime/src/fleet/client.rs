@@ -205,7 +205,7 @@ impl HeadClient {
         let run = self.run(&spec, &body, &board);
         let result = tokio::select! {
             result = run => result,
-            () = cancelled(&canceller) => Err(JobError::Cancelled),
+            () = canceller.cancelled() => Err(JobError::Cancelled),
         };
         spec.end(result);
     }
@@ -276,12 +276,6 @@ fn cancelled_by_others() -> JobError {
     JobError::Run { reason: "the job was cancelled on the cluster".into(), hint, exit: ExitCode::Failed }
 }
 
-async fn cancelled(canceller: &crate::Canceller) {
-    while !canceller.is_cancelled() {
-        tokio::time::sleep(LOOK_FOR_CANCEL).await;
-    }
-}
-
 /// What ranks of a cluster have done for this client.
 #[derive(Clone, Default)]
 pub(crate) struct RemoteBoard(Arc<Mutex<Tally>>);
@@ -334,4 +328,3 @@ impl RemoteBoard {
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// A job may wait for ranks for long; that the head lives is seen from its connection.
 const JOB_MAX: Duration = Duration::from_secs(1 << 30);
-const LOOK_FOR_CANCEL: Duration = Duration::from_millis(20);

@@ -169,7 +169,7 @@ pub(super) fn pack_part(part: &LatentsPart) -> Bytes {
 }
 
 /// A part of the latents out of a body that may come from anywhere.
-pub(super) fn unpack_part(body: &Bytes) -> Option<LatentsPart> {
+pub fn unpack_part(body: &Bytes) -> Option<LatentsPart> {
     let (card, rest): (PartCard, Bytes) = unpack(body)?;
     let rows = card.rows.iter().map(|(image, start, end)| Rows { image: *image, tokens: *start..*end });
     Some(LatentsPart { step: card.step, rows: rows.collect(), values: bytes_to_floats(&rest)? })

@@ -17,6 +17,16 @@ impl std::fmt::Display for JobId {
     }
 }
 
+/// As it is shown.
+impl std::str::FromStr for JobId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (term, number) = text.split_once('-').unwrap_or(("0", text));
+        Ok(Self(u64::from(term.parse::<u32>()?) << 32 | u64::from(number.parse::<u32>()?)))
+    }
+}
+
 /// Jobs that may wait.
 pub const WAITING_MAX: usize = 4096;
 /// Losses in a row, without a job finished in between, before the cluster stops. A job that takes several ranks of

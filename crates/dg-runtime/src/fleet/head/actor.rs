@@ -12,10 +12,12 @@ use crate::fleet::protocol::{AgentFacts, Down};
 use crate::logic::cluster::head::{Event, Head, HeadTimes};
 use crate::logic::cluster::planner::AskPlanner;
 use crate::logic::cluster::{JobId, NodeId, Stamp};
+use crate::placed::Placed;
 use bytes::Bytes;
 use dg_config::ClusterFile;
 use dg_net::bus::Link;
-use dg_plan::{Links, Machine, machine};
+use dg_net::quiet::Quiet;
+use dg_plan::Machine;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -74,12 +76,15 @@ pub(super) struct State {
     pub(super) past: VecDeque<JobEntry>,
     pub(super) groups: HashMap<Stamp, Group>,
     pub(super) next_job: u64,
+    /// Of the jobs that wait or run.
+    pub(super) queued_bytes: usize,
     pub(super) next_part: u64,
     /// When processes were told to start.
     pub(super) spawning: HashMap<Stamp, Instant>,
     pub(super) probes: BTreeMap<String, Probe>,
     pub(super) events: EventLog,
     pub(super) launcher: Launcher,
+    pub(super) quiet: Quiet,
     timer: Option<JoinHandle<()>>,
     pub(super) is_going_down: bool,
 }
@@ -104,10 +109,12 @@ impl Actor for HeadActor {
             groups: HashMap::new(),
             next_job: term << 32,
             next_part: 0,
+            queued_bytes: 0,
             spawning: HashMap::new(),
             probes: BTreeMap::new(),
             events: EventLog::open(&args.state_dir),
             launcher: Launcher::new(&args, &address),
+            quiet: Quiet::default(),
             timer: None,
             is_going_down: false,
             begin: Instant::now(),
@@ -250,19 +257,9 @@ fn times(file: &ClusterFile) -> HeadTimes {
     times
 }
 
-/// What ranks compute on: the slowest device of the file, and what joins the ranks of a node.
+/// What ranks compute on, and what joins them.
 fn machine(file: &ClusterFile) -> Machine {
-    let devices = file.nodes.iter().map(|node| match &node.device {
-        dg_config::NodeDevice::Cpu => "cpu",
-        dg_config::NodeDevice::Cuda { model, .. } => model,
-    });
-    let known = devices.filter_map(machine::device);
-    let slowest = known.min_by(|a, b| a.flops.total_cmp(&b.flops)).or_else(|| machine::device("cpu"));
-    let links =
-        file.nodes.first().and_then(|node| Links::parse(&format!("{}:{}", node.links, node.ranks)).ok());
-    let links =
-        links.unwrap_or_else(|| Links::flat(dg_plan::links::kind("host").expect("a link of the table")));
-    Machine::new(slowest.expect("a device of the table"), links)
+    Placed::new(&file.nodes, file.ranks()).machine(&file.cluster.links, None)
 }
 
 /// How long agents have to end.

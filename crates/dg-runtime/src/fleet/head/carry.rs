@@ -120,6 +120,7 @@ impl State {
 
     fn finish(&mut self, id: JobId, end: End) {
         let Some(mut entry) = self.jobs.remove(&id) else { return };
+        self.queued_bytes -= entry.bytes();
         let (kind, message) = match &end {
             End::Done => {
                 for body in entry.dones() {
@@ -187,6 +188,7 @@ impl State {
 
     fn refuse(&mut self, id: JobId, refusal: Refusal) {
         let Some(entry) = self.jobs.remove(&id) else { return };
+        self.queued_bytes -= entry.bytes();
         let (message, hint, exit) = match refusal {
             Refusal::Full => {
                 ("too many jobs are waiting".to_owned(), "submit it again later", ExitCode::Failed)

@@ -8,12 +8,14 @@ use crate::logic::cluster::{JobId, head};
 use bytes::Bytes;
 use dg_net::bus::BULK_BYTES_MAX;
 use dg_net::endpoint::Peer;
+use dg_net::quiet::Quiet;
 use dg_net::wire::{self, WireError};
 use quic::{Receiving, Sending};
 use ractor::ActorRef;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// The streams of a client, without the name of the library.
 mod quic {
@@ -82,7 +84,7 @@ impl wire::Message for Tell {}
 pub(super) struct Sink {
     sender: Option<mpsc::UnboundedSender<(Tell, Bytes)>>,
     /// Told when the client goes away.
-    job: std::sync::Arc<std::sync::OnceLock<JobId>>,
+    job: Arc<std::sync::OnceLock<JobId>>,
 }
 
 impl Sink {
@@ -113,19 +115,54 @@ impl Sink {
 
 /// Serves a client until it leaves.
 pub(super) async fn serve(peer: Peer, actor: ActorRef<Message>) {
-    let name = peer.name().to_string();
+    let client = Arc::new(Client {
+        name: peer.name().to_string(),
+        bodies: Semaphore::new(BODIES_MAX),
+        quiet: Quiet::default(),
+    });
     while let Ok((sending, receiving)) = peer.connection().accept_bi().await {
-        tokio::spawn(question(name.clone(), sending, receiving, actor.clone()));
+        tokio::spawn(question(client.clone(), sending, receiving, actor.clone()));
     }
 }
 
-async fn question(name: String, mut sending: Sending, mut receiving: Receiving, actor: ActorRef<Message>) {
-    let (ask, body) = match read::<Ask>(&mut receiving, QUESTION_MAX).await {
+/// What the streams of a client share.
+struct Client {
+    name: String,
+    /// Bodies that are read at a time.
+    bodies: Semaphore,
+    quiet: Quiet,
+}
+
+/// Reads a question. A client has streams for many jobs that wait, but not memory for as many bodies at a time.
+async fn hear(client: &Client, receiving: &mut Receiving) -> Result<(Ask, Bytes), WireError> {
+    let ask = wire::read_frame::<Ask>(receiving, QUESTION_MAX).await?;
+    let late = |_| WireError::Deadline { within: QUESTION_MAX };
+    let body = async {
+        let _slot = client.bodies.acquire().await;
+        read_body(receiving, JOB_BYTES_MAX).await
+    };
+    let body = tokio::time::timeout(QUESTION_MAX, body).await.map_err(late)??;
+    Ok((ask, body))
+}
+
+async fn question(
+    client: Arc<Client>,
+    mut sending: Sending,
+    mut receiving: Receiving,
+    actor: ActorRef<Message>,
+) {
+    let name = client.name.clone();
+    let (ask, body) = match hear(&client, &mut receiving).await {
         Ok(read) => read,
-        Err(error) => return tracing::warn!(client = name, %error, "a question that is not understood"),
+        Err(error) => {
+            if client.quiet.allows(std::time::Instant::now()) {
+                tracing::warn!(client = name, %error, "a question that is not understood");
+            }
+            return;
+        }
     };
     let (sender, mut answers) = mpsc::unbounded_channel();
-    let job = std::sync::Arc::new(std::sync::OnceLock::new());
+    let job = Arc::new(std::sync::OnceLock::new());
     let sink = Sink { sender: Some(sender), job: job.clone() };
     if actor.cast(Message::Ask(name, ask, body, sink)).is_err() {
         return;
@@ -155,15 +192,20 @@ pub(in crate::fleet) async fn read<M: wire::Message>(
     stream: &mut Receiving,
     within: Duration,
 ) -> Result<(M, Bytes), WireError> {
-    use tokio::io::AsyncReadExt;
     let message = wire::read_frame(stream, within).await?;
+    Ok((message, read_body(stream, BULK_BYTES_MAX).await?))
+}
+
+async fn read_body(stream: &mut Receiving, bytes_max: usize) -> Result<Bytes, WireError> {
+    use tokio::io::AsyncReadExt;
     let io = |e: std::io::Error| WireError::Io(e.to_string());
     let length = stream.read_u64().await.map_err(io)?;
-    let size = usize::try_from(length).ok().filter(|size| *size <= BULK_BYTES_MAX);
+    let size = usize::try_from(length).ok().filter(|size| *size <= bytes_max);
     let size = size.ok_or(WireError::Size { bytes: length })?;
-    let mut body = Vec::with_capacity(size.min(1 << 20));
+    // Grows with what arrives: a length alone makes no room.
+    let mut body = Vec::with_capacity(size.min(FIRST_BYTES));
     let read = stream.take(length).read_to_end(&mut body).await.map_err(io)?;
-    if read == size { Ok((message, body.into())) } else { Err(WireError::Cut) }
+    if read == size { Ok(body.into()) } else { Err(WireError::Cut) }
 }
 
 /// Writes a message and its body.
@@ -199,20 +241,17 @@ impl State {
             Ask::Jobs => sink.json(&self.job_list()),
             Ask::Events => sink.json(&self.events.last().collect::<Vec<&Event>>()),
             Ask::Model(name) => self.model_asked(name, sink),
-            Ask::Cancel(job) => {
-                let found = self.jobs.keys().copied().find(|id| id.to_string() == job);
-                match found {
-                    Some(id) => {
-                        self.logic_event(head::Event::Cancel(id));
-                        sink.json(&"cancelled");
-                    }
-                    None => sink.fail(
-                        format!("no job `{job}` waits or runs"),
-                        Some("`dg-cluster jobs` lists them"),
-                        Config,
-                    ),
+            Ask::Cancel(job) => match job.parse().ok().filter(|id| self.jobs.contains_key(id)) {
+                Some(id) => {
+                    self.logic_event(head::Event::Cancel(id));
+                    sink.json(&"cancelled");
                 }
-            }
+                None => sink.fail(
+                    format!("no job `{job}` waits or runs"),
+                    Some("`dg-cluster jobs` lists them"),
+                    Config,
+                ),
+            },
             Ask::Drain(name, is_draining) => match self.node(&name).map(|node| (node.id, node.is_in)) {
                 Some((id, true)) => {
                     self.logic_event(head::Event::Drain(id, is_draining));
@@ -257,4 +296,9 @@ impl State {
 
 const QUESTION_MAX: Duration = Duration::from_secs(30);
 /// Jobs that wait or run.
-const JOBS_MAX: usize = 20_000;
+pub(super) const JOBS_MAX: usize = 16_384;
+/// A job as JSON: some thousand long prompts.
+const JOB_BYTES_MAX: usize = 4 << 20;
+const FIRST_BYTES: usize = 64 << 10;
+/// Bodies that are read from a client at a time.
+const BODIES_MAX: usize = 4;

@@ -50,6 +50,10 @@ impl EventLog {
     }
 
     pub(super) fn push(&mut self, mut event: Event) {
+        if let Some((end, _)) = event.message.char_indices().nth(MESSAGE_CHARS_MAX) {
+            event.message.truncate(end);
+            event.message.shrink_to_fit();
+        }
         event.time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         tracing::info!(
             kind = event.kind,
@@ -84,3 +88,5 @@ impl EventLog {
 
 const BYTES_MAX: u64 = 64 << 20;
 const LAST_MAX: usize = 2000;
+/// A message may quote what somebody else has sent.
+const MESSAGE_CHARS_MAX: usize = 8000;

@@ -36,6 +36,10 @@ pub(super) struct JobEntry {
     pub(super) id: JobId,
     pub(super) client: String,
     pub(super) body: JobBody,
+    /// Pictures.
+    pub(super) images: usize,
+    /// The first prompt, cut short.
+    pub(super) prompt: String,
     pub(super) sink: Sink,
     pub(super) life: Life,
     pub(super) step: u32,
@@ -67,6 +71,11 @@ pub(super) struct Group {
 }
 
 impl Group {
+    /// Whether a rank has part in it.
+    pub(super) fn has(&self, rank: RankId) -> bool {
+        self.team.members.contains(&rank)
+    }
+
     /// Whether a rank is told this for the first time.
     pub(super) fn insert_sent(&mut self, rank: RankId, what: u8) -> bool {
         self.sent.insert((rank, what))
@@ -74,6 +83,11 @@ impl Group {
 }
 
 impl JobEntry {
+    /// Bytes that it was submitted as.
+    pub(super) fn bytes(&self) -> usize {
+        self.packed.len()
+    }
+
     /// What ranks did and made.
     pub(super) fn dones(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.dones).into_values().collect()
@@ -82,10 +96,10 @@ impl JobEntry {
     /// It is over: only what is shown of it is kept.
     pub(super) fn close(&mut self) {
         self.sink = Sink::nobody();
+        self.body.batch = Vec::new();
         self.ended = Some(seconds());
         (self.packed, self.resume) = (Bytes::new(), None);
         (self.parts, self.dones) = (BTreeMap::new(), BTreeMap::new());
-        self.body.batch.truncate(1);
     }
 }
 
@@ -100,6 +114,18 @@ impl State {
         if let Some(fault) = body.fault() {
             return sink.tell(fail(fault.to_string(), fault.hint(), fault.exit()), Bytes::new());
         }
+        let all: u64 = self.nodes.iter().map(|node| u64::from(node.spec.slots)).sum();
+        let needed = Layout { dp: 1, ..body.ask.layout }.ranks();
+        if needed > all {
+            let message = format!("the layout needs {needed} ranks, the cluster has {all}");
+            let hint = "use smaller degrees, or add nodes".to_owned();
+            return sink.tell(fail(message, Some(hint), ExitCode::Infeasible), Bytes::new());
+        }
+        if self.queued_bytes > QUEUE_BYTES_MAX {
+            let message = format!("jobs of more than {QUEUE_BYTES_MAX} bytes are waiting");
+            let hint = Some("submit it again later".to_owned());
+            return sink.tell(fail(message, hint, ExitCode::Failed), Bytes::new());
+        }
         let plan = match body.plan(shape, Layout { dp: 1, ..body.ask.layout }) {
             Ok(plan) => plan,
             Err(refusal) => {
@@ -107,12 +133,6 @@ impl State {
                     .tell(fail(refusal.to_string(), Some(refusal.hint()), refusal.exit()), Bytes::new());
             }
         };
-        let all: u64 = self.nodes.iter().map(|node| u64::from(node.spec.slots)).sum();
-        if plan.layout.ranks() > all {
-            let message = format!("the layout needs {} ranks, the cluster has {all}", plan.layout.ranks());
-            let hint = "use smaller degrees, or add nodes".to_owned();
-            return sink.tell(fail(message, Some(hint), ExitCode::Infeasible), Bytes::new());
-        }
         let model = body.model.clone().or_else(|| self.args.model.clone()).unwrap_or_default();
         if is_same(Some(&model), self.args.model.as_deref()) {
             body.model = None;
@@ -140,6 +160,7 @@ impl State {
             job: Some(id.to_string()),
             ..Event::default()
         });
+        self.queued_bytes += entry.packed.len();
         self.jobs.insert(id, entry);
         self.logic_event(head::Event::Submit(id, spec));
     }
@@ -228,8 +249,21 @@ impl State {
     pub(super) fn part(&mut self, epoch: Stamp, step: u32, body: &Bytes) -> Option<Reference> {
         let job = self.groups.get(&epoch)?.job;
         let entry = self.jobs.get_mut(&job).filter(|entry| entry.epoch == Some(epoch))?;
+        let most: usize = entry.dims.iter().fold(1, |n, dim| n.saturating_mul(*dim));
+        if body.len() > most.saturating_mul(4).saturating_add(PART_CARD_BYTES_MAX) {
+            return None;
+        }
         let part = unpack_part(body).filter(|part| u32::try_from(part.step) == Ok(step))?;
-        entry.parts.entry(step).or_default().push(part);
+        let parts = entry.parts.entry(step).or_default();
+        // More than there are, in whatever parts, fit nowhere: they are not kept.
+        let (values, rows) = parts
+            .iter()
+            .chain([&part])
+            .fold((0, 0), |(values, rows), part| (values + part.values.len(), rows + part.rows.len().max(1)));
+        if values > most || rows > most {
+            return None;
+        }
+        parts.push(part);
         while entry.parts.len() > PARTS_MAX {
             entry.parts.pop_first();
         }
@@ -276,6 +310,8 @@ impl State {
         let Some(job) = self.groups.get(&epoch).map(|group| group.job) else { return };
         let number = self.node_at(rank.node).map_or(u32::MAX, |node| node.number(rank.slot));
         if let Some(entry) = self.jobs.get_mut(&job).filter(|entry| entry.epoch == Some(epoch)) {
+            let pixels: usize = entry.body.batch.iter().map(|request| pixels(request.size)).sum();
+            let body = if body.len() > pixels + DONE_CARD_BYTES_MAX { Bytes::new() } else { body };
             entry.dones.insert(number, body);
         }
     }
@@ -288,6 +324,11 @@ impl State {
             entry.step = step;
             entry.steps_made += u32::from(is_first);
         }
+    }
+
+    /// Steps of the job of an epoch.
+    pub(super) fn steps_of(&self, epoch: Stamp) -> u32 {
+        self.job_of(epoch).and_then(|job| self.jobs.get(&job)).map_or(0, |entry| entry.steps)
     }
 
     /// The job of an epoch.
@@ -329,6 +370,8 @@ fn entry(id: JobId, client: &str, body: JobBody, shape: &ModelShape, plan: &Plan
     JobEntry {
         id,
         client: client.into(),
+        images: body.batch.len(),
+        prompt: body.batch.first().map_or_else(String::new, |r| r.prompt.chars().take(60).collect()),
         packed: serde_json::to_vec(&body).unwrap_or_default().into(),
         sink,
         life: Life::Waiting,
@@ -361,5 +404,16 @@ fn number_of(name: &str) -> u32 {
     hasher.finish() as u32
 }
 
+/// Bytes of a picture.
+fn pixels(size: dg_core::ImageSize) -> usize {
+    size.width() as usize * size.height() as usize * 3
+}
+
+/// A part of the latents, without its values.
+const PART_CARD_BYTES_MAX: usize = 1 << 20;
+/// What a rank did, without its pictures.
+const DONE_CARD_BYTES_MAX: usize = 4 << 20;
+/// Bytes of all jobs that wait or run.
+const QUEUE_BYTES_MAX: usize = 128 << 20;
 /// Steps whose parts are waited for.
 const PARTS_MAX: usize = 4;

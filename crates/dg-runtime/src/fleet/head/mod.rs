@@ -4,6 +4,7 @@
 //! peers with a client's may ask. What happens is written down in `events.jsonl` of the state folder.
 
 mod actor;
+mod admitted;
 mod carry;
 pub(in crate::fleet) mod clients;
 mod events;
@@ -125,15 +126,22 @@ impl Head {
         let term = next_term(&args.state_dir)?;
         let listen = resolve(&args.file.cluster.listen.to_string())?;
         let options = options(&args.file);
+        let admitted = state.admitted()?;
         let (endpoint, listener) =
-            Endpoint::listener(listen, &identity, state.admitted()?, args.desk.clone(), options)?;
+            Endpoint::listener(listen, &identity, admitted.clone(), args.desk.clone(), options)?;
         let address = endpoint.local_addr()?;
         let shown = reachable(address, &args.file);
         let path = args.state_dir.join("head.addr");
         std::fs::write(&path, format!("{shown}\n")).map_err(file_error(path))?;
         let bus = dg_net::bus::Bus::start("head", term, None).await?;
         let (actor, joined) = actor::start(args, term, shown).await?;
-        tokio::spawn(guests::serve(listener, bus, term, actor.clone()));
+        let serving = guests::serve(listener, bus, term, actor.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = serving => {}
+                () = admitted::keep_up(admitted) => {}
+            }
+        });
         Ok(Self { actor, joined, endpoint, address, _lock: lock })
     }
 
@@ -160,7 +168,8 @@ pub fn options(file: &ClusterFile) -> Options {
         idle_timeout: file.cluster.idle_timeout,
         keep_alive: file.cluster.keep_alive,
         uni_streams_max: 256,
-        bidi_streams_max: 1024,
+        // A client has one for each job that waits or runs.
+        bidi_streams_max: clients::JOBS_MAX as u32 + 1024,
         ..Options::default()
     }
 }

@@ -27,10 +27,18 @@ impl State {
     pub(super) fn has_model(&mut self, node: &str, asked: String, card: Result<String, String>) {
         let card = card.and_then(|text| serde_json::from_str::<ModelCard>(&text).map_err(|e| e.to_string()));
         let of_file = self.args.model.clone();
+        let is_asked = self.probes.contains_key(&asked);
         let Some(node) = self.node_mut(node) else { return };
         // On the node it may be a folder; here it has the name of the file.
         let is_own = asked.is_empty() || node.spec.model.as_deref() == Some(asked.as_str());
         let name = if is_own { of_file.unwrap_or_default() } else { asked };
+        if !is_own && !is_asked {
+            return tracing::debug!(node = node.name, "it tells of a model that nobody has asked for");
+        }
+        // Of models that are not there, only the last are remembered.
+        if node.models.len() >= MODELS_MAX {
+            node.models.retain(|known, card| card.is_ok() || *known == name);
+        }
         let missing = card.as_ref().err().map(|why| {
             let message = format!("node {} does not have the model `{name}`: {why}", node.name);
             node.event("model_missing", message)
@@ -73,6 +81,9 @@ impl State {
         if self.is_known(&name) {
             return self.submit_known(client, job, sink, &name);
         }
+        if !self.may_probe(&name, &sink) {
+            return;
+        }
         self.probe(&name).jobs.push((client.into(), job, sink));
     }
 
@@ -82,12 +93,28 @@ impl State {
         if self.is_known(&name) {
             return self.answer_card(&name, &sink);
         }
+        if !self.may_probe(&name, &sink) {
+            return;
+        }
         self.probe(&name).cards.push(sink);
     }
 
     fn is_known(&self, name: &str) -> bool {
         let mut up = self.nodes.iter().filter(|node| node.is_in).peekable();
         up.peek().is_some() && up.all(|node| node.models.contains_key(name))
+    }
+
+    /// Nodes look for a model in folders: not for many at a time, and not for names that nobody would give one.
+    fn may_probe(&self, name: &str, sink: &Sink) -> bool {
+        let is_new = !self.probes.contains_key(name);
+        let message = match (name.len() > NAME_BYTES_MAX, is_new && self.probes.len() >= PROBES_MAX) {
+            (true, _) => format!("the name of a model has more than {NAME_BYTES_MAX} bytes"),
+            (_, true) => format!("{PROBES_MAX} other models are being looked for"),
+            _ => return true,
+        };
+        let hint = Some("`dg-cluster status` shows the nodes".to_owned());
+        sink.tell(Tell::Failed { message, hint, exit: ExitCode::Infeasible.code() }, Bytes::new());
+        false
     }
 
     fn probe(&mut self, name: &str) -> &mut Probe {
@@ -180,4 +207,9 @@ impl State {
     }
 }
 
+/// Models that are looked for at a time.
+const PROBES_MAX: usize = 64;
+/// Models of a node, those that it does not have included, unless it has more.
+const MODELS_MAX: usize = 256;
+const NAME_BYTES_MAX: usize = 4096;
 const PROBE_MAX: Duration = Duration::from_secs(30);

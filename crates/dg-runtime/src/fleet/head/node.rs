@@ -42,12 +42,15 @@ impl Node {
     pub(super) fn all(file: &ClusterFile, model: Option<&str>) -> Vec<Self> {
         let mut first = 0;
         let lease = lease(file);
+        // Ranks of other hosts reach those beside the head where their agents reach the head.
+        let is_alone = file.nodes.iter().all(|node| node.local);
+        let own_host = if is_alone { LOOPBACK.to_owned() } else { file.cluster.listen.host.clone() };
         let nodes = file.nodes.iter().enumerate().map(|(index, node)| {
             let slots = u16::try_from(node.ranks).unwrap_or(u16::MAX);
             let path = node.model_path.as_ref().map(|path| path.display().to_string());
             let plane_host = match &node.address {
                 Some(address) => address.host.clone(),
-                None => "127.0.0.1".into(),
+                None => own_host.clone(),
             };
             let spec = NodeSpec {
                 slots,
@@ -125,3 +128,5 @@ fn lease(file: &ClusterFile) -> WireLease {
         alone_max: file.failure.orphan_exit,
     }
 }
+
+const LOOPBACK: &str = "127.0.0.1";

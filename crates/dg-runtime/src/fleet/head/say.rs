@@ -6,12 +6,13 @@ use super::guests::Admission;
 use super::node::RankInfo;
 use crate::fleet::protocol::{AgentFacts, RankSay, Up};
 use crate::logic::cluster::epoch::{Say, Trouble};
-use crate::logic::cluster::head::Event;
+use crate::logic::cluster::head::{Event, LOG_LINES_MAX};
 use crate::logic::cluster::registry::Process;
 use crate::logic::cluster::{RankId, Stamp};
 use bytes::Bytes;
 use dg_net::bus::Link;
 use dg_net::wire;
+use std::time::Instant;
 
 impl State {
     /// Whether a node that knocks is let in.
@@ -84,7 +85,12 @@ impl State {
     pub(super) fn said(&mut self, name: &str, incarnation: u64, bytes: &[u8], body: Bytes) {
         let up = match wire::decode::<Up>(bytes) {
             Ok(up) => up,
-            Err(error) => return tracing::warn!(node = name, %error, "a message that is not understood"),
+            Err(error) => {
+                if self.quiet.allows(Instant::now()) {
+                    tracing::warn!(node = name, %error, "a message that is not understood");
+                }
+                return;
+            }
         };
         let Some(node) = self.node_mut(name).filter(|node| node.incarnation == incarnation) else { return };
         let id = node.id;
@@ -129,6 +135,9 @@ impl State {
     }
 
     fn exited(&mut self, rank: RankId, start: Stamp, how: &str, mut lines: Vec<String>) {
+        let how = short(how, LINE_CHARS_MAX);
+        lines.drain(..lines.len().saturating_sub(LOG_LINES_MAX));
+        lines.iter_mut().for_each(|line| *line = short(line, LINE_CHARS_MAX));
         if self.logic.registry().start(rank) == Some(start) {
             let process = self.logic.registry().process(rank);
             if let Some(info) = self.info(rank) {
@@ -151,6 +160,10 @@ impl State {
         if self.logic.registry().start(rank) != Some(start) {
             return;
         }
+        let is_member = self.groups.get(&epoch).is_some_and(|group| group.has(rank));
+        if !is_member && !matches!(say, RankSay::Stopped | RankSay::Failed(_)) {
+            return tracing::debug!(?rank, ?epoch, "a rank speaks of an attempt that it has no part in");
+        }
         let say = match say {
             RankSay::Prepared { member, .. } => {
                 self.prepared(rank, epoch, member);
@@ -158,6 +171,7 @@ impl State {
             }
             RankSay::Grouped => Say::Grouped,
             RankSay::Progress(step) => {
+                let step = step.min(self.steps_of(epoch));
                 self.progress(rank, epoch, step);
                 if let Some(info) = self.info(rank) {
                     info.step = step;
@@ -180,6 +194,10 @@ impl State {
             }
             RankSay::Stopped => Say::Stopped,
             RankSay::Failed(trouble) => {
+                let trouble = match trouble {
+                    Trouble::Error(text) => Trouble::Error(short(&text, LINES_CHARS_MAX)),
+                    other => other,
+                };
                 if let (Some(job), Trouble::Error(text)) = (self.job_of(epoch), &trouble) {
                     let message = format!("{}: {text}", self.rank_name(rank));
                     self.job_notice(job, "rank_failed", &message, None);
@@ -195,5 +213,12 @@ impl State {
     }
 }
 
+/// So much of a text from elsewhere.
+fn short(text: &str, chars_max: usize) -> String {
+    text.chars().take(chars_max).collect()
+}
+
+const LINE_CHARS_MAX: usize = 300;
+const LINES_CHARS_MAX: usize = 6000;
 /// What loading is taken to last, on top of starting a process.
 const LOADING_GUESS: std::time::Duration = std::time::Duration::from_millis(300);
