@@ -1,6 +1,7 @@
 //! The functions of the fuzz targets on changed messages: no panic, no memory to speak of.
 
 #[path = "../fuzz/src/lib.rs"]
+#[allow(unreachable_pub, reason = "it is a library for the fuzz targets")]
 mod targets;
 
 use crate::mutate::{Random, mutate, mutate_json};

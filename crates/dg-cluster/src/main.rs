@@ -4,7 +4,6 @@
 //! # Layout
 //! - `args`, `usage`: the command line
 //! - `load`, `model`: files and names → typed values
-//! - `placed`: which rank is on which node, and how they are joined; pure
 //! - `validate`, `plan`, `certs`, `token`, `doctor`: the commands
 //! - `live`: commands of a cluster that is up
 //! - `place`: which state folder a command is about
@@ -23,7 +22,6 @@ mod live;
 mod load;
 mod model;
 mod place;
-mod placed;
 mod plan;
 mod table;
 mod token;

@@ -1,5 +1,7 @@
 //! Columns for reading.
 
+pub(crate) use dg_runtime::placed::ranges;
+
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 /// Rows of equal length, the first of which is the heading; columns are as wide as their widest cell. Those in `right`
@@ -29,19 +31,6 @@ pub(crate) fn bytes(n: u64) -> String {
         n if n < KIB * KIB * KIB => format!("{:.1} MiB", n / KIB / KIB),
         n => format!("{:.1} GiB", n / KIB / KIB / KIB),
     }
-}
-
-/// `0-3`, or `0` alone, or `2,5` where there are gaps.
-pub(crate) fn ranges(numbers: &[u32]) -> String {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
-    for &n in numbers {
-        match runs.last_mut() {
-            Some((_, last)) if n.checked_sub(1) == Some(*last) => *last = n,
-            _ => runs.push((n, n)),
-        }
-    }
-    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
-    runs.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 const KIB: f64 = 1024.0;

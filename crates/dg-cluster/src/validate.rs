@@ -3,11 +3,11 @@
 use crate::failure::{Failure, print};
 use crate::load::load;
 use crate::model;
-use crate::placed::{Placed, device_text};
 use crate::table::{bytes, columns, count, ranges};
 use dg_config::units::duration_text;
 use dg_config::{ClusterFile, Key, Launch, Layers, Node, Settings};
 use dg_runtime::asked;
+use dg_runtime::placed::{Placed, device_text};
 use std::fmt::Write as _;
 use std::path::Path;
 

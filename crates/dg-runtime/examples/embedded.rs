@@ -19,6 +19,9 @@ enum Order {
     Draw(String, RpcReplyPort<Result<Picture, String>>),
 }
 
+// A cluster speaks over its actors: whatever a program sends between its own stays inside of it.
+impl ractor::Message for Order {}
+
 impl Actor for Painter {
     type Msg = Order;
     type State = Cluster;

@@ -89,6 +89,15 @@ pub struct Cluster {
     next: AtomicU64,
 }
 
+/// The ranks of a cluster of processes.
+struct There {
+    head: HeadClient,
+    model: ModelId,
+    /// What jobs call the model; absent, they have that of the cluster's file.
+    name: Option<String>,
+    board: RemoteBoard,
+}
+
 /// Where the ranks are.
 enum Place {
     /// Threads of this process.
@@ -99,7 +108,7 @@ enum Place {
         board: Arc<Board>,
     },
     /// Processes of nodes, behind a head.
-    There { head: HeadClient, model: Option<ModelId>, name: Option<String>, board: RemoteBoard },
+    There(Box<There>),
 }
 
 impl Cluster {
@@ -154,8 +163,8 @@ impl Cluster {
     /// A cluster whose head this is. Jobs are laid out as `options` say, on its nodes; they name the model `model`, or
     /// that of the cluster's file. `card` is what the nodes know of it ([`HeadClient::model`]).
     pub fn connect(head: HeadClient, model: Option<String>, card: ModelCard, options: EngineOptions) -> Self {
-        let (shape, id) = (card.shape, Some(card.id));
-        let place = Place::There { head, model: id, name: model, board: RemoteBoard::default() };
+        let (shape, board) = (card.shape, RemoteBoard::default());
+        let place = Place::There(Box::new(There { head, model: card.id, name: model, board }));
         Self { place, shape, options, next: AtomicU64::new(0) }
     }
 
@@ -168,7 +177,7 @@ impl Cluster {
     pub fn take_notices(&self) -> Vec<EventReport> {
         match &self.place {
             Place::Here { .. } => Vec::new(),
-            Place::There { board, .. } => board.take_notices(),
+            Place::There(there) => there.board.take_notices(),
         }
     }
 
@@ -186,22 +195,22 @@ impl Cluster {
                     tracing::debug!("submitted to a stopped cluster: {e}");
                 }
             }
-            Place::There { head, model, name, board } => {
-                let body = self.body(&spec, name.clone(), model.as_ref());
-                tokio::spawn(head.clone().follow(spec, body, board.clone()));
+            Place::There(there) => {
+                let body = self.body(&spec, there);
+                tokio::spawn(there.head.clone().follow(spec, body, there.board.clone()));
             }
         }
         job
     }
 
     /// A job as it travels.
-    fn body(&self, spec: &JobSpec, model: Option<String>, id: Option<&ModelId>) -> JobBody {
+    fn body(&self, spec: &JobSpec, there: &There) -> JobBody {
         let EngineOptions { dtype, time_dtype, vae_tiling, parallel, .. } = &self.options;
         let layout = Layout { dp: 1, ..parallel.ask.layout };
         JobBody {
             batch: spec.batch.to_vec(),
-            model,
-            model_hash: id.map(|id| id.hash.clone()),
+            model: there.name.clone(),
+            model_hash: Some(there.model.hash.clone()),
             ask: Ask { layout, num_gpus: None, memory_bytes: None, ..parallel.ask.clone() },
             request_images: parallel.request_images,
             dtype: *dtype,
@@ -232,7 +241,7 @@ impl Cluster {
     fn board(&self) -> Option<&Arc<Board>> {
         match &self.place {
             Place::Here { board, .. } => Some(board),
-            Place::There { .. } => None,
+            Place::There(_) => None,
         }
     }
 
@@ -261,7 +270,7 @@ impl Cluster {
     pub fn rank_reports(&self) -> Vec<RankReport> {
         match &self.place {
             Place::Here { board, .. } => board.reports(),
-            Place::There { board, .. } => board.reports(),
+            Place::There(there) => there.board.reports(),
         }
     }
 

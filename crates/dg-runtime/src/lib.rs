@@ -9,7 +9,7 @@
 //! - [`cluster`], [`builder`], [`job`]: [`Cluster`], [`Builder`] and [`Job`], the API; `examples/embedded.rs` shows it
 //! - [`logic`]: what the supervisor decides, without actors, clocks or IO
 //! - [`asked`]: settings → the work and the layout that they ask for
-//! - [`plan`]: how a replica makes a batch
+//! - [`plan`]: how a replica makes a batch; [`placed`]: which rank is on which node, and how they are joined
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
 //! - [`board`]: what ranks have done and sent, for reports and traces
@@ -48,6 +48,7 @@ pub mod job;
 pub mod logic;
 pub mod machine;
 pub mod memory;
+pub mod placed;
 pub mod plan;
 mod run;
 mod supervisor;

@@ -52,6 +52,12 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = ManFormat::Roff)]
         format: ManFormat,
     },
+    /// The agent of ranks that are processes; started by `t2i`.
+    #[command(hide = true)]
+    Agent(crate::processes::AgentFlags),
+    /// A rank that is a process; started by its agent.
+    #[command(hide = true)]
+    Rank,
     /// List the models on this machine, or check one.
     Models {
         /// What to do.
@@ -109,9 +115,21 @@ pub(crate) struct ClusterArgs {
     /// Folder with the certificate to ask the cluster with. Default: the state folder of its file.
     #[arg(long = "state_dir", value_name = "DIR", value_hint = ValueHint::DirPath, requires = "cluster", help_heading = CLUSTER)]
     pub(crate) state_dir: Option<PathBuf>,
+    /// What ranks are.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Launch::Threads, conflicts_with = "cluster", help_heading = CLUSTER)]
+    pub(crate) launch: Launch,
     /// Name of that certificate.
     #[arg(long, value_name = "NAME", default_value = CLIENT, requires = "cluster", help_heading = CLUSTER)]
     pub(crate) client: String,
+}
+
+/// What the ranks of a run are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Launch {
+    /// Threads of this process.
+    Threads,
+    /// Processes: one that dies is started again, and the pictures go on.
+    Processes,
 }
 
 const CLUSTER: &str = "A cluster";

@@ -1,10 +1,12 @@
 //! The one door to the runtime.
 
+use crate::layout;
 use crate::remote::Remote;
 use dg_core::{DType, GenerateRequest, GenerationDefaults, ImageSize, ModelId, ModelShape, TimeDtype};
 use dg_flux::modulation::Ahead;
 use dg_flux::tiling::Tiling;
 use dg_flux::{ModelRepo, ModelSource};
+use dg_plan::Machine;
 use std::num::NonZeroUsize;
 
 pub(crate) use dg_runtime::{
@@ -41,6 +43,14 @@ impl Model {
         match self {
             Self::Here(repo) => repo.id(),
             Self::There(remote) => &remote.card.id,
+        }
+    }
+
+    /// What it runs on.
+    pub(crate) fn machine(&self) -> Machine {
+        match self {
+            Self::There(remote) => remote.machine.clone(),
+            Self::Here(_) => layout::this_machine(),
         }
     }
 

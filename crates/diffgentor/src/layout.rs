@@ -67,6 +67,7 @@ pub(crate) fn this_machine() -> Machine {
 /// run is the error.
 pub(crate) fn spread<'a>(
     settings: &Settings,
+    machine: &Machine,
     shape: &ModelShape,
     formats: (DType, Option<WeightBytes>),
     requests: impl Iterator<Item = &'a GenerateRequest>,
@@ -75,7 +76,7 @@ pub(crate) fn spread<'a>(
     let mut ask = asked::ask(settings)?;
     let mut search = None;
     if let Some(ranks) = ranks_to_fill(settings) {
-        let (layout, found) = find(&works, &ask, ranks)?;
+        let (layout, found) = find(&works, &ask, ranks, machine)?;
         ask.layout = layout;
         search = Some(found);
     }
@@ -134,12 +135,12 @@ fn is_kind(work: &Work, r: &GenerateRequest) -> bool {
 }
 
 /// The fastest layout that every kind of work can use, exact unless a stale pipeline was asked for.
-fn find(works: &[Work], ask: &Ask, ranks: u64) -> Result<(Layout, Search), Failure> {
+fn find(works: &[Work], ask: &Ask, ranks: u64, machine: &Machine) -> Result<(Layout, Search), Failure> {
     let Some(first) = works.first() else {
         return Err(Failure::usage("no picture is asked for"));
     };
     let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: None };
-    let mut found = dg_plan::search(first, ranks, &this_machine(), &bounds);
+    let mut found = dg_plan::search(first, ranks, machine, &bounds);
     let suits = |c: &Candidate| {
         let ask = Ask { layout: c.layout, ..ask.clone() };
         let allowed = |plan: Plan| plan.is_exact() || ask.pipeline == Pipeline::Stale;

@@ -81,7 +81,8 @@ fn filter(quiet: bool, verbose: u8, debug: bool, env: Option<EnvFilter>) -> Targ
     }
     let base = if debug { LevelFilter::DEBUG } else { LevelFilter::WARN };
     let (ours, targets) = match env {
-        None => return Targets::new().with_default(base),
+        // what it says about ends of connections is said better by those who know why
+        None => return Targets::new().with_default(base).with_target("ractor_cluster", LevelFilter::ERROR),
         Some(EnvFilter::Own(targets)) => (targets.default_level().unwrap_or(base), targets),
         Some(EnvFilter::Shared(targets)) => (targets.default_level().unwrap_or(base).max(base), targets),
     };

@@ -34,6 +34,7 @@ mod original;
 mod output;
 mod plan;
 mod prepare;
+mod processes;
 mod progress;
 mod prompts;
 mod ranks;
@@ -73,6 +74,8 @@ fn dispatch() -> Result<ExitCode, Failure> {
         Command::Doctor { json } => doctor::doctor(json),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir, format } => docs::man(dir.as_deref(), format),
+        Command::Agent(flags) => processes::agent(&flags),
+        Command::Rank => processes::rank(),
         Command::Plan(args) => ranks::plan(&args),
         Command::Models { action, json } => models::command(&action.unwrap_or_default(), json),
     }

@@ -1,5 +1,6 @@
 //! From settings to a plan that can run: input, model, requests, what is finished already.
 
+use crate::args::Launch;
 use crate::engine::{self, EngineOptions, MemoryNeed, Model};
 use crate::failure::Failure;
 use crate::hub::HubAsk;
@@ -47,7 +48,11 @@ enum Input {
 }
 
 /// Decides everything; reads files, writes nothing but the removal of stale temporary files.
-pub(crate) fn prepare(mut layers: Layers, remote: Option<Remote>) -> Result<(Prepared, Model), Failure> {
+pub(crate) fn prepare(
+    mut layers: Layers,
+    launch: Launch,
+    remote: Option<Remote>,
+) -> Result<(Prepared, Model), Failure> {
     let settings = layers.resolve();
     if remote.is_none() {
         setup::check_machine(&settings)?;
@@ -79,9 +84,17 @@ pub(crate) fn prepare(mut layers: Layers, remote: Option<Remote>) -> Result<(Pre
     plan.warnings.iter().for_each(log::warn_once);
     let dtype = asked::dtype(&settings);
     let requests = plan.pictures.iter().map(|p| &p.request);
-    let spread =
-        layout::spread(&settings, model.shape(), (dtype, model.repo().map(ModelRepo::held)), requests)?;
-    announce(&settings, &spread, &model);
+    let spread = layout::spread(
+        &settings,
+        &model.machine(),
+        model.shape(),
+        (dtype, model.repo().map(ModelRepo::held)),
+        requests,
+    )?;
+    if model.repo().is_some() {
+        announce(&settings, &spread, launch);
+    }
+    spread.warnings().into_iter().for_each(log::warn_once);
     warn_idle(&settings, &model, &spread);
     let options = engine::options(
         dtype,
@@ -114,20 +127,20 @@ fn parallel(settings: &Settings, spread: &Spread) -> engine::Parallel {
 }
 
 /// Says what nobody asked for: which layout was found, and that ranks are on the CPU.
-fn announce(settings: &Settings, spread: &Spread, model: &Model) {
+fn announce(settings: &Settings, spread: &Spread, launch: Launch) {
     let tell = |text: String| {
         if !settings.switch(Key::Quiet) {
             log::note(&text);
         }
     };
     let ranks = spread.ranks();
-    if ranks > 1 && settings.text(Key::Device) == Some("auto") && model.repo().is_some() {
-        tell(format!("no GPU in this build: {ranks} CPU ranks, which are threads, are used"));
+    if ranks > 1 && settings.text(Key::Device) == Some("auto") {
+        let kind = if launch == Launch::Threads { "threads" } else { "processes" };
+        tell(format!("no GPU in this build: {ranks} CPU ranks, which are {kind}, are used"));
     }
     if let Some(search) = &spread.search {
         tell(format!("{ranks} ranks as `{}`: {}", spread.ask.layout, search.reason));
     }
-    spread.warnings().into_iter().for_each(log::warn_once);
 }
 
 impl Prepared {

@@ -2,12 +2,16 @@
 
 use crate::args::ClusterArgs;
 use crate::failure::Failure;
-use crate::setup;
-use dg_config::{ClusterFile, Key, Settings, state_folder};
+use crate::{layout, setup};
+use dg_config::{ClusterFile, Key, Layers, Settings, Value, state_folder};
 use dg_core::ExitCode;
+use dg_plan::Machine;
+use dg_runtime::asked;
 use dg_runtime::fleet::client::{AskError, HeadClient};
 use dg_runtime::fleet::job::ModelCard;
 use dg_runtime::fleet::{head, places};
+use dg_runtime::placed::Placed;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// The cluster that a run was given.
@@ -18,6 +22,20 @@ pub(crate) struct Remote {
     pub(crate) name: Option<String>,
     /// What the nodes know of it.
     pub(crate) card: ModelCard,
+    /// Its ranks.
+    pub(crate) ranks: u64,
+    /// What they compute on, and what joins them.
+    pub(crate) machine: Machine,
+}
+
+impl Remote {
+    /// Nobody has said how many ranks: all of them.
+    pub(crate) fn fill(&self, layers: &mut Layers) {
+        let settings = layers.resolve();
+        if !asked::has_degrees(&settings) && !settings.is_asked(Key::NumGpus) {
+            layers.add_flags([(Key::NumGpus, Value::Integer(self.ranks))]);
+        }
+    }
 }
 
 /// The file of `--cluster`, unless it is an address.
@@ -25,6 +43,11 @@ pub(crate) fn file(args: &ClusterArgs) -> Result<Option<ClusterFile>, Failure> {
     let Some(name) = args.cluster.as_deref().filter(|name| !is_address(name)) else { return Ok(None) };
     let path = Path::new(name);
     Ok(Some(ClusterFile::read(path, &setup::config_text(path, "--cluster")?)?))
+}
+
+/// Whether a head that listens there is on this host. Without a note of its address it is not up then.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// What is no file and has a port.
@@ -45,7 +68,7 @@ pub(crate) async fn connect(
             let folder = args.state_dir.clone().unwrap_or_else(|| state_folder(file));
             let options = head::options(file);
             let listed = folder.join("head.addr").exists();
-            if listed {
+            if listed || is_here(&file.cluster.listen.host) {
                 HeadClient::of_state(&folder, &args.client, options).await?
             } else {
                 // The head is on another host: here is only a certificate.
@@ -61,7 +84,15 @@ pub(crate) async fn connect(
     let model =
         settings.text(Key::ModelName).filter(|_| settings.is_asked(Key::ModelName)).map(str::to_owned);
     let card = head.model(model.as_deref()).await?;
-    Ok(Some(Remote { head, name: model, card }))
+    let ranks = match file {
+        Some(file) => file.ranks(),
+        None => head.status().await?.ranks.len() as u64,
+    };
+    let machine = match file {
+        Some(file) => Placed::new(&file.nodes, ranks).machine(&file.cluster.links, None),
+        None => layout::this_machine(),
+    };
+    Ok(Some(Remote { head, name: model, card, ranks, machine }))
 }
 
 fn head_options() -> dg_runtime::fleet::client::Options {
@@ -94,6 +125,12 @@ impl From<AskError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn heads_of_this_host_are_told_apart() {
+        assert!(is_here("127.0.0.1") && is_here("::1") && is_here("localhost"));
+        assert!(!is_here("10.0.0.1") && !is_here("0.0.0.0") && !is_here("rig.local"));
+    }
 
     #[test]
     fn what_is_no_file_and_has_a_port_is_an_address() {

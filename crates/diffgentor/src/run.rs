@@ -1,6 +1,6 @@
 //! `diffgentor t2i`.
 
-use crate::args::T2iArgs;
+use crate::args::{Launch, T2iArgs};
 use crate::batches::{Ending, Runner};
 use crate::engine::{Cluster, EngineOptions, Model};
 use crate::failure::Failure;
@@ -11,10 +11,12 @@ use crate::output::{Format, write};
 use crate::prepare::{self, Prepared};
 use crate::report::Recorder;
 use crate::signals::{Signal, Stop};
-use crate::{dry_run, log, machine, remote, setup, trace};
+use crate::{dry_run, log, machine, processes, remote, setup, trace};
 use dg_config::Key;
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
+use dg_runtime::fleet::job::ModelCard;
+use dg_runtime::fleet::private::Private;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -35,9 +37,12 @@ pub(crate) fn t2i(args: &T2iArgs) -> Result<ExitCode, Failure> {
 async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let stop = Stop::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
     let file = remote::file(&args.cluster)?;
-    let layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
+    let mut layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
     let remote = remote::connect(&args.cluster, file.as_ref(), &layers.resolve()).await?;
-    let (prepared, model) = prepare::prepare(layers, remote)?;
+    if let Some(remote) = &remote {
+        remote.fill(&mut layers);
+    }
+    let (prepared, model) = prepare::prepare(layers, args.cluster.launch, remote)?;
     if prepared.settings.switch(Key::DryRun) {
         dry_run::show(&prepared)?;
         // the exit code answers whether it can be done
@@ -47,7 +52,7 @@ async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let report = prepared.settings.text(Key::Report).map(str::to_string);
     let mut recorder = Recorder::new(start, report.is_some());
     let weights = model.repo().map_or(0, ModelRepo::weight_bytes);
-    let result = make(&prepared, model, stop, &mut recorder).await;
+    let result = make(args, (&prepared, model), stop, &mut recorder).await;
     if let Err(failure) = &result {
         let stopped = matches!(failure.exit, ExitCode::Interrupted | ExitCode::Terminated);
         recorder.event(if stopped { "cancelled" } else { "failed" }, &failure.message);
@@ -145,8 +150,8 @@ fn check_replaced(prepared: &Prepared) -> Result<(), Failure> {
 }
 
 async fn make(
-    prepared: &Prepared,
-    model: Model,
+    args: &T2iArgs,
+    (prepared, model): (&Prepared, Model),
     mut stop: Stop,
     recorder: &mut Recorder,
 ) -> Result<ExitCode, Failure> {
@@ -178,14 +183,18 @@ async fn make(
     let cluster = tokio::select! {
         biased;
         signal = stop.wait() => return Err(stopped(signal, 0, pictures)),
-        cluster = start(model, prepared.options.clone()) => cluster?,
+        cluster = start(model, args, prepared.options.clone()) => cluster?,
     };
+    let (cluster, private) = cluster;
     runner.loaded(loading.elapsed().as_secs_f64());
     let ending = runner.run(&cluster, &mut stop).await;
     runner.ranks(cluster.rank_reports());
     let written = write_trace(prepared, &cluster);
     if let (Err(failure), false) = (&written, matches!(ending, Ok(Ending::Done))) {
         tracing::error!("{}", failure.message);
+    }
+    if let Some(private) = private {
+        private.shut_down().await;
     }
     match ending? {
         Ending::Stopped { signal, there } => Err(stopped(signal, there, pictures)),
@@ -204,10 +213,19 @@ async fn make(
 }
 
 /// Ranks of this process, or those of a cluster.
-async fn start(model: Model, options: EngineOptions) -> Result<Cluster, Failure> {
+async fn start(
+    model: Model,
+    args: &T2iArgs,
+    options: EngineOptions,
+) -> Result<(Cluster, Option<Private>), Failure> {
     match model {
-        Model::Here(repo) => Ok(Cluster::start(*repo, options).await?),
-        Model::There(remote) => Ok(Cluster::connect(remote.head, remote.name, remote.card, options)),
+        Model::There(remote) => Ok((Cluster::connect(remote.head, remote.name, remote.card, options), None)),
+        Model::Here(repo) if args.cluster.launch == Launch::Processes => {
+            let card = ModelCard::of(&repo);
+            let (private, head) = processes::start(repo.source(), &options).await?;
+            Ok((Cluster::connect(head, None, card, options), Some(private)))
+        }
+        Model::Here(repo) => Ok((Cluster::start(*repo, options).await?, None)),
     }
 }
 

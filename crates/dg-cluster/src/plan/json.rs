@@ -1,9 +1,9 @@
 //! A plan for programs; docs/cluster.md describes it.
 
 use super::Planned;
-use crate::placed::{ByReach, is_once};
 use dg_config::{Launch, Node, NodeDevice};
 use dg_plan::Class;
+use dg_runtime::placed::{ByReach, is_once};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 

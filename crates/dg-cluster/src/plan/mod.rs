@@ -7,12 +7,12 @@ use crate::args::{Form, PlanArgs};
 use crate::failure::{Failure, print, warn};
 use crate::load::load;
 use crate::model;
-use crate::placed::Placed;
 use dg_config::mesh::mixed;
 use dg_config::{ClusterFile, Key, Layers, Settings};
 use dg_core::{ExitCode, ImageSize};
 use dg_plan::{Ask, Bounds, Candidate, Layout, Machine, Pipeline, Plan, Search, Work};
 use dg_runtime::asked;
+use dg_runtime::placed::Placed;
 
 /// A plan with all that is told about it.
 struct Planned {

@@ -1,9 +1,9 @@
 //! A plan for reading.
 
 use super::Planned;
-use crate::placed::{ByReach, device_text, is_once};
 use crate::table::{bytes, columns, count, ranges};
 use dg_plan::{Class, Coords, Passes};
+use dg_runtime::placed::{ByReach, device_text, is_once};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 

@@ -90,7 +90,8 @@ impl Guest {
     /// [`BusError`] if the connection ends before the actors have joined.
     pub async fn take(mut self, bus: &Bus, incarnation: u64, facts: Vec<u8>) -> Result<Link, BusError> {
         let seal: Seal = random();
-        let name = bus.name().strip_suffix(&format!("-{incarnation}")).unwrap_or(bus.name()).to_owned();
+        let name =
+            bus.name().strip_suffix(&format!("-{incarnation}")).unwrap_or_else(|| bus.name()).to_owned();
         let answer = Answer::Taken { name, incarnation, cookie: bus.cookie().into(), seal, facts };
         write_frame(&mut self.stream.0, &answer, GREETING_MAX).await?;
         let full = full_name(&self.hello.name, self.hello.incarnation);

@@ -31,7 +31,10 @@ pub struct Bus {
 
 /// Sessions that somebody waits for, by the labels of their streams.
 #[derive(Clone, Default)]
-struct Sessions(Arc<Mutex<HashMap<String, oneshot::Sender<(u64, String)>>>>);
+struct Sessions(Arc<Mutex<HashMap<String, Waiting>>>);
+
+/// Told the number of the session and what the peer calls itself.
+type Waiting = oneshot::Sender<(u64, String)>;
 
 impl Bus {
     /// Starts the actors of a head, or of a node that the head gave its cookie. Needs a tokio runtime; one per process.
@@ -141,7 +144,7 @@ impl Sessions {
         receiver
     }
 
-    fn forget(&self, label: &str) -> Option<oneshot::Sender<(u64, String)>> {
+    fn forget(&self, label: &str) -> Option<Waiting> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(label)
     }
 }

@@ -237,7 +237,8 @@ impl HeadClient {
                 }
                 Tell::Rank => done.extend(RankDone::unpack(&body)),
                 Tell::Done => return pictures(spec, done, board),
-                Tell::Cancelled => return Err(JobError::Cancelled),
+                Tell::Cancelled if spec.canceller.is_cancelled() => return Err(JobError::Cancelled),
+                Tell::Cancelled => return Err(cancelled_by_others()),
                 Tell::Failed { message, hint, exit } => {
                     return Err(JobError::Run { reason: message, hint, exit: ExitCode::from_code(exit) });
                 }
@@ -267,6 +268,12 @@ fn pictures(
 
 fn failed(error: &AskError) -> JobError {
     JobError::Run { reason: error.to_string(), hint: error.hint(), exit: error.exit() }
+}
+
+/// Not what this program was asked to do: that is `JobError::Cancelled`.
+fn cancelled_by_others() -> JobError {
+    let hint = Some("somebody did that with `dg-cluster cancel`".to_owned());
+    JobError::Run { reason: "the job was cancelled on the cluster".into(), hint, exit: ExitCode::Failed }
 }
 
 /// What ranks of a cluster have done for this client.

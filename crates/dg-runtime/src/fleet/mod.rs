@@ -13,7 +13,8 @@
 //! # Layout
 //! - [`protocol`]: what they say to each other; [`job`]: what a job is, as it travels; `pipe`: frames between agent and rank
 //! - [`head`], [`agent`], [`rank`]: the three kinds of processes
-//! - [`client`]: asking a head; [`places`]: which clusters are up on this host
+//! - [`client`]: asking a head; [`places`]: which clusters are up on this host; [`private`]: a cluster
+//!   for one program
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
 pub mod agent;
@@ -22,6 +23,7 @@ pub mod head;
 pub mod job;
 mod pipe;
 pub mod places;
+pub mod private;
 pub mod protocol;
 pub mod rank;
 

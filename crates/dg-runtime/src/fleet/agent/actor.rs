@@ -9,7 +9,8 @@ use crate::logic::cluster::Stamp;
 use crate::logic::cluster::lease::{Keeper, LeaseTimes, NodeAction, NodeEvent};
 use bytes::Bytes;
 use dg_net::bus::{Link, Received};
-use dg_net::identity::Identity;
+use dg_net::endpoint::Endpoint;
+use dg_net::identity::{Admitted, Identity};
 use dg_net::wire;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::BTreeMap;
@@ -46,12 +47,15 @@ pub(super) async fn run(
 ) -> Result<(), AgentError> {
     let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
+    let local = if args.head.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+    let local = local.parse().map_err(|_| AgentError::System("no local address".into()))?;
+    let endpoint = Endpoint::dialer(local, &identity, Admitted::everyone(), args.options.clone())?;
     let (ended, end) = oneshot::channel();
     let running = Running::default();
     let arguments = (args.clone(), running.clone(), ended);
     let (actor, joined) =
         Actor::spawn(None, AgentActor, arguments).await.map_err(|e| AgentError::System(e.to_string()))?;
-    let dialling = tokio::spawn(dial::dial(args, identity, incarnation, running, actor.clone()));
+    let dialling = tokio::spawn(dial::dial(args, endpoint.clone(), incarnation, running, actor.clone()));
     let result = tokio::select! {
         _ = end => Ok(()),
         dialled = dialling => dialled.unwrap_or_else(|e| Err(AgentError::System(e.to_string()))),
@@ -62,6 +66,8 @@ pub(super) async fn run(
     };
     actor.stop(None);
     let _ = tokio::time::timeout(Duration::from_secs(3), joined).await;
+    // So that the head need not wait for silence.
+    endpoint.close("the agent ends").await;
     result
 }
 
@@ -143,7 +149,13 @@ impl Actor for AgentActor {
                 state.said(slot, start, epoch, say, body);
             }
             Message::Gone(slot, start, how) => state.gone(slot, start, how),
-            Message::Model(name, result) => state.say(&Up::Model(name, result)),
+            Message::Model(name, result) => {
+                state.say(&Up::Model(name, result));
+                // A head that has just taken the node knows which ranks run, not which processes they are.
+                for (slot, rank) in &state.ranks {
+                    state.say(&Up::Spawned(*slot, rank.start, rank.pid));
+                }
+            }
             Message::Tick => state.keep(NodeEvent::Tick, &me),
             Message::Stop => state.end(),
         }
@@ -179,7 +191,7 @@ impl State {
             self.say(&Up::Model(String::new(), Err("the file names no model".into())));
         }
         self.spec = Some(spec);
-        self.keep(NodeEvent::Tick, me);
+        self.keep(NodeEvent::Head { term }, me);
     }
 
     fn probe(&self, name: String, me: &ActorRef<Message>) {
@@ -247,7 +259,7 @@ impl State {
     fn said(&mut self, slot: u16, start: Stamp, epoch: Stamp, say: RankSay, body: Bytes) {
         let Some(rank) = self.rank(slot, start) else { return };
         if matches!(say, RankSay::Done | RankSay::Stopped | RankSay::Failed(_)) {
-            rank.is_busy = false;
+            (rank.is_busy, rank.must_stop) = (false, false);
         }
         let up = Up::Said(slot, start, epoch, say);
         if body.is_empty() {
@@ -315,10 +327,13 @@ impl State {
                 }
                 NodeAction::Fence => {
                     tracing::warn!("the lease of this node is over: its ranks stop");
-                    self.ranks.values().for_each(|rank| rank.send(RankIn::Fence, Bytes::new()));
+                    for rank in self.ranks.values_mut() {
+                        rank.must_stop = rank.is_busy;
+                        rank.send(RankIn::Fence, Bytes::new());
+                    }
                 }
                 NodeAction::Kill => {
-                    self.ranks.values_mut().filter(|rank| rank.is_busy).for_each(Rank::kill);
+                    self.ranks.values_mut().filter(|rank| rank.must_stop).for_each(Rank::kill);
                 }
                 NodeAction::Exit => {
                     tracing::warn!("no head for too long: this agent ends");

@@ -7,7 +7,7 @@ use crate::logic::cluster::Stamp;
 use dg_core::ExitCode;
 use dg_net::bus::{self, BusError, Link};
 use dg_net::endpoint::Endpoint;
-use dg_net::identity::{Admitted, Identity, Name};
+use dg_net::identity::Name;
 use dg_net::wire;
 use ractor::ActorRef;
 use std::net::ToSocketAddrs;
@@ -19,14 +19,11 @@ pub(super) type Running = Arc<Mutex<Vec<(u16, Stamp)>>>;
 /// Dials for ever; ends when the head refuses for good.
 pub(super) async fn dial(
     args: AgentArgs,
-    identity: Identity,
+    endpoint: Endpoint,
     incarnation: u64,
     running: Running,
     actor: ActorRef<Message>,
 ) -> Result<(), AgentError> {
-    let local = if args.head.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
-    let local = local.parse().map_err(|_| AgentError::System("no local address".into()))?;
-    let endpoint = Endpoint::dialer(local, &identity, Admitted::everyone(), args.options.clone())?;
     let mut pause = REDIAL.0;
     loop {
         let running = running.lock().unwrap_or_else(PoisonError::into_inner).clone();

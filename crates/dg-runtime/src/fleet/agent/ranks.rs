@@ -22,6 +22,8 @@ pub(super) struct Rank {
     pub(super) log: Arc<Mutex<Log>>,
     /// Whether it may be at work for some epoch.
     pub(super) is_busy: bool,
+    /// Whether it was so when the lease ended, and has not stopped since.
+    pub(super) must_stop: bool,
     frames: mpsc::UnboundedSender<(RankIn, Bytes)>,
     kill: Option<oneshot::Sender<()>>,
 }
@@ -58,7 +60,7 @@ impl Rank {
         tokio::spawn(listen(incoming, slot, start, actor.clone()));
         let (kill, killed) = oneshot::channel();
         tokio::spawn(watch(child, killed, readers, slot, start, actor.clone()));
-        let rank = Self { start, pid, log, is_busy: false, frames, kill: Some(kill) };
+        let rank = Self { start, pid, log, is_busy: false, must_stop: false, frames, kill: Some(kill) };
         rank.send(RankIn::Setup(setup(args, spec, slot)), Bytes::new());
         Ok(rank)
     }
@@ -85,7 +87,7 @@ fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16) -> RankSetup {
         node: args.name.to_string(),
         state_dir: args.state_dir.display().to_string(),
         model: spec.model.clone(),
-        threads: spec.threads.unwrap_or(u32::try_from(share).unwrap_or(1)).max(1),
+        threads: spec.threads.unwrap_or_else(|| u32::try_from(share).unwrap_or(1)).max(1),
         plane_host: spec.plane_host.clone(),
         tensor_tls: spec.tensor_tls,
         agent: std::process::id(),

@@ -12,11 +12,12 @@ use crate::fleet::protocol::{AgentFacts, Down};
 use crate::logic::cluster::head::{Event, Head, HeadTimes};
 use crate::logic::cluster::planner::AskPlanner;
 use crate::logic::cluster::{JobId, NodeId, Stamp};
+use crate::placed::Placed;
 use bytes::Bytes;
 use dg_config::ClusterFile;
 use dg_net::bus::Link;
 use dg_net::quiet::Quiet;
-use dg_plan::{Links, Machine, machine};
+use dg_plan::Machine;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -37,8 +38,8 @@ pub(super) enum Message {
     Ask(String, Ask, Bytes, Sink),
     /// A client does not wait for its job any more.
     Gone(JobId),
-    /// An agent that the head launched has ended.
-    AgentEnded(String, String),
+    /// An agent that the head launched, or the ssh to it, has ended: which process, and how.
+    AgentEnded(String, Option<u32>, String),
     /// An agent is to be launched again.
     Launch(String),
     /// Time has passed.
@@ -146,7 +147,7 @@ impl Actor for HeadActor {
             Message::Closed(name, incarnation, reason) => state.closed(&name, incarnation, &reason),
             Message::Ask(client, ask, body, sink) => state.asked(&client, ask, &body, sink),
             Message::Gone(job) => state.client_gone(job),
-            Message::AgentEnded(name, how) => state.agent_ended(&name, &how),
+            Message::AgentEnded(name, pid, how) => state.agent_ended(&name, pid, &how),
             Message::Launch(name) => state.launch(&name),
             Message::Tick => {
                 state.timer = None;
@@ -256,19 +257,9 @@ fn times(file: &ClusterFile) -> HeadTimes {
     times
 }
 
-/// What ranks compute on: the slowest device of the file, and what joins the ranks of a node.
+/// What ranks compute on, and what joins them.
 fn machine(file: &ClusterFile) -> Machine {
-    let devices = file.nodes.iter().map(|node| match &node.device {
-        dg_config::NodeDevice::Cpu => "cpu",
-        dg_config::NodeDevice::Cuda { model, .. } => model,
-    });
-    let known = devices.filter_map(machine::device);
-    let slowest = known.min_by(|a, b| a.flops.total_cmp(&b.flops)).or_else(|| machine::device("cpu"));
-    let links =
-        file.nodes.first().and_then(|node| Links::parse(&format!("{}:{}", node.links, node.ranks)).ok());
-    let links =
-        links.unwrap_or_else(|| Links::flat(dg_plan::links::kind("host").expect("a link of the table")));
-    Machine::new(slowest.expect("a device of the table"), links)
+    Placed::new(&file.nodes, file.ranks()).machine(&file.cluster.links, None)
 }
 
 /// How long agents have to end.

@@ -131,7 +131,7 @@ impl State {
                 ("job_done", format!("job {id} is done"))
             }
             End::Cancelled => {
-                entry.sink.tell(Tell::Cancelled, Bytes::new());
+                entry.sink.tell(self.told_of_cancelling(), Bytes::new());
                 entry.life = Life::Cancelled;
                 ("job_cancelled", format!("job {id} is cancelled"))
             }
@@ -152,6 +152,15 @@ impl State {
         if self.past.len() > PAST_MAX {
             self.past.pop_front();
         }
+    }
+
+    /// What the client of a cancelled job hears.
+    fn told_of_cancelling(&self) -> Tell {
+        if !self.is_going_down {
+            return Tell::Cancelled;
+        }
+        let hint = Some("submit it again when the cluster is up".to_owned());
+        Tell::Failed { message: "the cluster goes down".into(), hint, exit: ExitCode::Failed.code() }
     }
 
     fn explain(&self, failure: &Failure) -> (String, Option<String>, ExitCode) {

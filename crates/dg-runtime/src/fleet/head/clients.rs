@@ -218,6 +218,10 @@ pub(in crate::fleet) async fn write(
     wire::write_frame(stream, message, QUESTION_MAX).await?;
     let io = |e: std::io::Error| WireError::Io(e.to_string());
     stream.write_u64(body.len() as u64).await.map_err(io)?;
+    if body.is_empty() {
+        // The other side has all of it by now, and may have answered and left.
+        return Ok(());
+    }
     stream.write_chunk(body).await.map_err(|e| WireError::Io(e.to_string()))
 }
 
@@ -255,7 +259,7 @@ impl State {
                 }
                 Some((_, false)) => sink.fail(format!("node `{name}` is not in"), None, Infeasible),
                 None => {
-                    sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config)
+                    sink.fail(format!("no node `{name}`"), Some("`dg-cluster status` lists them"), Config);
                 }
             },
             Ask::Logs(rank, after) => self.logs_asked(rank, after, sink),

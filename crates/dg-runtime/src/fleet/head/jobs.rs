@@ -293,6 +293,11 @@ impl State {
         let event =
             Event { kind, message: message.into(), job: Some(job.to_string()), step, ..Event::default() };
         self.events.push(event);
+        self.tell_client(job, kind, message);
+    }
+
+    /// The same, to the client alone.
+    pub(super) fn tell_client(&self, job: JobId, kind: &str, message: &str) {
         if let Some(entry) = self.jobs.get(&job) {
             let report = EventReport { t: 0.0, kind: kind.into(), message: message.into() };
             let text = serde_json::to_string(&report).unwrap_or_default();

@@ -3,6 +3,7 @@
 use super::actor::{Message, State};
 use super::{HeadArgs, agent_arguments};
 use dg_config::{Launch, Node};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,13 +14,25 @@ pub(super) struct Launcher {
     head: String,
     program: PathBuf,
     state_dir: PathBuf,
-    restarts: std::collections::BTreeMap<String, u32>,
+    restarts: BTreeMap<String, u32>,
+    /// Nodes whose agent, or the ssh to it, is a child of this process.
+    running: BTreeSet<String>,
 }
 
 impl Launcher {
     pub(super) fn new(args: &HeadArgs, address: &str) -> Self {
         let (program, state_dir) = (args.program.clone(), args.state_dir.clone());
-        Self { head: address.into(), program, state_dir, restarts: Default::default() }
+        Self { head: address.into(), program, state_dir, restarts: BTreeMap::new(), running: BTreeSet::new() }
+    }
+
+    /// Whether the agent of a node is a child of this process, which sees to it when it ends.
+    pub(super) fn is_running(&self, name: &str) -> bool {
+        self.running.contains(name)
+    }
+
+    /// The agent of a node has joined: the next time that it ends is the first.
+    pub(super) fn joined(&mut self, name: &str) {
+        self.restarts.remove(name);
     }
 
     /// The command that is the agent of a node; none if somebody starts it by hand.
@@ -70,7 +83,7 @@ impl State {
     /// Starts the agent of a node, unless one runs: that one finds the head by itself.
     pub(super) fn launch(&mut self, name: &str) {
         let is_there = self.node(name).is_some_and(|node| node.link.is_some());
-        if self.is_going_down || is_there {
+        if self.is_going_down || is_there || self.launcher.is_running(name) {
             return;
         }
         let Some(node) = self.args.file.nodes.iter().find(|node| node.name == name) else { return };
@@ -91,10 +104,11 @@ impl State {
         });
         match started {
             Ok(mut child) => {
-                let (me, name) = (self.me.clone(), name.to_owned());
+                let (me, name, pid) = (self.me.clone(), name.to_owned(), child.id());
+                self.launcher.running.insert(name.clone());
                 tokio::spawn(async move {
                     let how = child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string());
-                    let _ = me.cast(Message::AgentEnded(name, how));
+                    let _ = me.cast(Message::AgentEnded(name, pid, how));
                 });
             }
             Err(error) => {
@@ -107,18 +121,24 @@ impl State {
         }
     }
 
-    pub(super) fn agent_ended(&mut self, name: &str, how: &str) {
+    pub(super) fn agent_ended(&mut self, name: &str, pid: Option<u32>, how: &str) {
         if self.is_going_down {
             return;
         }
         let event =
             self.node(name).map(|n| n.event("agent_ended", format!("the agent of {name} ended: {how}")));
         self.events.extend(event);
+        // What it was connected by would be silent for a while yet.
+        let own = |node: &&super::node::Node| node.facts.as_ref().map(|facts| facts.pid) == pid;
+        if let Some(incarnation) = self.node(name).filter(own).map(|node| node.incarnation) {
+            self.lost(name, incarnation, "its process ended");
+        }
+        self.launcher.running.remove(name);
         self.launch_later(name);
     }
 
-    /// Again, the later the more often it was.
-    fn launch_later(&mut self, name: &str) {
+    /// Again, the later the more often it was since the node was in.
+    pub(super) fn launch_later(&mut self, name: &str) {
         let restarts = self.launcher.restarts.entry(name.to_owned()).or_default();
         *restarts += 1;
         let wait = AGAIN.saturating_mul(1 << (*restarts).min(7)).min(AGAIN_MAX);

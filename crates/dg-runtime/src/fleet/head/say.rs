@@ -45,6 +45,7 @@ impl State {
             node.ranks.fill(RankInfo::default());
         }
         let id = node.id;
+        self.launcher.joined(name);
         if was_in {
             self.logic_event(Event::Closed(id, before));
         }
@@ -54,10 +55,15 @@ impl State {
     pub(super) fn closed(&mut self, name: &str, incarnation: u64, reason: &str) {
         let Some(node) = self.node_mut(name).filter(|node| node.incarnation == incarnation) else { return };
         let is_over = node.link.as_ref().is_none_or(|link| link.close_reason().is_some());
-        if !is_over {
-            // It was an older connection.
-            return;
+        // Otherwise it was an older connection.
+        if is_over {
+            self.lost(name, incarnation, reason);
         }
+    }
+
+    /// This incarnation of a node is not connected any more.
+    pub(super) fn lost(&mut self, name: &str, incarnation: u64, reason: &str) {
+        let Some(node) = self.node_mut(name).filter(|node| node.incarnation == incarnation) else { return };
         let was_in = std::mem::take(&mut node.is_in);
         let (id, had_link) = (node.id, node.link.take().is_some());
         if had_link && !self.is_going_down {
@@ -65,6 +71,10 @@ impl State {
                 .node(name)
                 .map(|n| n.event("node_lost", format!("the connection to {name} ended: {reason}")));
             self.events.extend(event);
+            // A former head may have started its agent: nobody else sees to it then.
+            if !self.launcher.is_running(name) {
+                self.launch_later(name);
+            }
         }
         if was_in {
             self.logic_event(Event::Closed(id, incarnation));
@@ -134,11 +144,12 @@ impl State {
                 *info = RankInfo::default();
             }
             let message = format!("the process of {} ended: {how}", self.rank_name(rank));
-            let event = self.rank_event("rank_lost", rank, message.clone());
-            self.events.push(event);
+            let mut event = self.rank_event("rank_lost", rank, message.clone());
             if let Process::Busy(_, job) = process {
-                self.job_notice(job, "rank_lost", &message, None);
+                event.job = Some(job.to_string());
+                self.tell_client(job, "rank_lost", &message);
             }
+            self.events.push(event);
         }
         self.spawning.remove(&start);
         lines.push(format!("({how})"));

@@ -260,7 +260,7 @@ impl Watch for Reporter<'_> {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
         let plan = &self.attempt.plan;
-        let is_due = step % (self.attempt.team.checkpoint_every.max(1) as usize) == 0;
+        let is_due = step.is_multiple_of(self.attempt.team.checkpoint_every.max(1) as usize);
         (is_due || step == plan.work.steps) && plan.resumes_at(step)
     }
 

@@ -27,6 +27,7 @@ use told::{Told, Verdict};
 /// # Errors
 /// If this process was not started by an agent.
 pub fn run(open: OpenModel) -> Result<ExitCode, String> {
+    dg_map::keep_large_blocks();
     // Whatever happens to the agent, its ranks go with it.
     let signal = Some(rustix::process::Signal::KILL);
     rustix::process::set_parent_process_death_signal(signal).map_err(|e| e.to_string())?;

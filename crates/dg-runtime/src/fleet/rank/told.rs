@@ -177,3 +177,81 @@ fn plain(order: &RankOrder) -> Order {
         RankOrder::Abort => Order::Abort,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::protocol::RankTeam;
+
+    fn stamp(number: u64) -> Stamp {
+        Stamp { term: 1, number }
+    }
+
+    fn prepare() -> RankOrder {
+        RankOrder::Prepare(RankTeam {
+            job: 1,
+            me: 0,
+            numbers: vec![0],
+            nodes: vec!["a".into()],
+            layout: Layout::SERIAL,
+            checkpoint_every: 1,
+        })
+    }
+
+    fn run(from_step: u32) -> RankOrder {
+        RankOrder::Run { from_step, is_again: false }
+    }
+
+    fn begins(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Begin(_))
+    }
+
+    fn says(answers: &Answers) -> Vec<(u64, &'static str)> {
+        let name = |say: &RankSay| match say {
+            RankSay::Stopped => "stopped",
+            RankSay::Failed(_) => "failed",
+            RankSay::Done => "done",
+            RankSay::Progress(_) => "progress",
+            _ => "other",
+        };
+        answers.iter().map(|(epoch, say, _)| (epoch.number, name(say))).collect()
+    }
+
+    fn answers(verdict: Verdict) -> Answers {
+        match verdict {
+            Verdict::Answer(answers) => answers,
+            Verdict::Begin(_) => panic!("it begins"),
+        }
+    }
+
+    #[test]
+    fn orders_that_are_said_again_do_nothing_twice() {
+        let mut told = Told::default();
+        assert!(answers(told.order(stamp(1), &prepare(), false)).is_empty(), "without the job");
+        assert!(begins(&told.order(stamp(1), &prepare(), true)));
+        assert!(answers(told.order(stamp(1), &prepare(), false)).is_empty(), "it is at it");
+        told.ended(stamp(1), RankSay::Progress(9), Bytes::new());
+        assert_eq!(says(&answers(told.order(stamp(1), &prepare(), false))), [(1, "progress")]);
+        assert!(answers(told.order(stamp(1), &run(3), false)).len() == 1, "its latents are on their way");
+        assert!(begins(&told.order(stamp(1), &run(3), true)));
+        assert!(answers(told.order(stamp(1), &run(3), true)).is_empty());
+        assert_eq!(says(&told.ended(stamp(1), RankSay::Done, Bytes::from_static(b"x"))), [(1, "done")]);
+        assert!(answers(told.order(stamp(1), &run(3), false)).is_empty(), "large things are said once");
+    }
+
+    #[test]
+    fn whoever_is_stopped_while_it_works_answers_when_it_has_stopped() {
+        let mut told = Told::default();
+        assert!(begins(&told.order(stamp(5), &prepare(), true)));
+        let Verdict::Begin(stop) = told.order(stamp(5), &run(0), false) else { panic!("it runs") };
+        assert!(answers(told.order(stamp(6), &RankOrder::Abort, false)).is_empty() && stop.is_set());
+        assert!(!told.is_current(stamp(5)));
+        assert_eq!(says(&told.ended(stamp(5), RankSay::Done, Bytes::new())), [(6, "stopped")]);
+        assert_eq!(says(&answers(told.order(stamp(5), &prepare(), true))), [(5, "failed")], "fenced");
+        assert_eq!(says(&answers(told.order(stamp(6), &prepare(), true))), [(6, "stopped")], "never begun");
+        assert!(begins(&told.order(stamp(7), &prepare(), true)));
+        assert!(told.fence().is_empty(), "the lease is over while it works");
+        assert!(begins(&told.order(stamp(8), &prepare(), true)), "of a later attempt");
+        assert!(told.ended(stamp(7), RankSay::Stopped, Bytes::new()).is_empty(), "that is its own end");
+    }
+}

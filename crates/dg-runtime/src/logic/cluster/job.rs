@@ -96,6 +96,8 @@ pub struct Loss {
     pub layout: Layout,
     /// Steps that are still to be made.
     pub steps_left: u32,
+    /// What a step took, if that is known.
+    pub step: Option<Duration>,
 }
 
 /// What happens to a job.
@@ -342,12 +344,19 @@ impl Job {
         self.close();
         let Life::Active(epoch) = std::mem::replace(&mut self.state, Life::Ended) else { return Vec::new() };
         let (step, team) = (epoch.step, (*epoch.team).clone());
+        // In a collective all ranks stand still together: it is the one that does not answer which hangs.
+        let silent = team.members.iter().find(|rank| epoch.state(**rank) == Some(State::Working)).copied();
+        let cause = match (cause, silent) {
+            (Cause::Hung(_), Some(rank)) => Cause::Hung(rank),
+            (cause, _) => cause,
+        };
         let (left, lost): (Vec<_>, Vec<_>) =
             team.members.iter().partition(|rank| epoch.state(**rank) == Some(State::Stopped));
         self.state = Life::Active(epoch);
         self.barren = if self.has_progressed { 0 } else { self.barren + 1 };
         let replaced = match &cause {
-            Cause::DeviceLost(rank) | Cause::Hung(rank) => Some(Action::Replace(*rank)),
+            Cause::DeviceLost(rank) => Some(Action::Replace(*rank)),
+            Cause::Hung(rank) if silent.is_some() => Some(Action::Replace(*rank)),
             _ => None,
         };
         if let Cause::Oom(rank, need) = cause {
@@ -368,8 +377,8 @@ impl Job {
             return actions;
         }
         let done = self.checkpoints.newest().map_or(0, |c| c.step);
-        let loss =
-            Loss { left, lost, layout: team.layout, steps_left: self.spec.steps - done.min(self.spec.steps) };
+        let steps_left = self.spec.steps - done.min(self.spec.steps);
+        let loss = Loss { left, lost, layout: team.layout, steps_left, step: self.pace.median() };
         let prices =
             if loss.lost.is_empty() || replaced.is_some() { Prices::default() } else { prices(&loss) };
         if is_respawn_sooner(&prices) {

@@ -41,6 +41,12 @@ impl Default for LeaseTimes {
 /// What a node learns about its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeEvent {
+    /// A head of this incarnation has taken the node. What an earlier one has started stops at once, and not when the
+    /// first lease comes: by then there may be work of the new one.
+    Head {
+        /// Its incarnation.
+        term: u64,
+    },
     /// The head has answered.
     Granted {
         /// Incarnation of the head.
@@ -121,8 +127,10 @@ impl Keeper {
             return actions;
         }
         self.expire(now, &mut actions);
-        if let NodeEvent::Granted { term, seq, ttl } = event {
-            self.granted(term, seq, ttl, now, &mut actions);
+        match event {
+            NodeEvent::Granted { term, seq, ttl } => self.granted(term, seq, ttl, now, &mut actions),
+            NodeEvent::Head { term } => self.taken(term, now, &mut actions),
+            NodeEvent::Tick => {}
         }
         if self.state != Held::Exited && now >= self.renew_at {
             self.seq += 1;
@@ -155,6 +163,18 @@ impl Keeper {
     fn fence(&mut self, now: Duration, actions: &mut Vec<NodeAction>) {
         self.state = Held::Fenced { since: now, kill_at: Some(now + self.times.grace) };
         actions.push(NodeAction::Fence);
+    }
+
+    fn taken(&mut self, term: u64, now: Duration, actions: &mut Vec<NodeAction>) {
+        if term <= self.term || self.state == Held::Exited {
+            return;
+        }
+        if matches!(self.state, Held::Until(_)) {
+            self.fence(now, actions);
+        }
+        self.term = term;
+        self.asked.clear();
+        self.renew_at = now;
     }
 
     fn granted(&mut self, term: u64, seq: u64, ttl: Duration, now: Duration, actions: &mut Vec<NodeAction>) {

@@ -145,4 +145,57 @@ mod tests {
         assert!(eight.layout.ranks() == 8 && seven.layout.ranks() < 8 && eight.run < seven.run);
         assert_eq!(choose(8, 1), None);
     }
+
+    fn asked(layout: Layout, pipeline: Pipeline, true_cfg: bool) -> JobSpec {
+        let (size, _) = ImageSize::fit(256, 256).unwrap();
+        let ask = Ask { pipeline, patches: None, warmup: 2, ..Ask::layout(layout) };
+        JobSpec {
+            client: ClientId(0),
+            priority: 0,
+            model: ModelHash(1),
+            steps: 28,
+            ranks_min: 1,
+            ranks_max: layout.ranks() as usize,
+            work: Some(Arc::new(Work { true_cfg, ..Work::one(known::flux_dev(), size) })),
+            ask: Some(Arc::new(ask)),
+        }
+    }
+
+    fn on(spec: &JobSpec, ranks: usize) -> Option<Layout> {
+        let machine = Machine::new(machine::device("h100").unwrap(), Links::parse("nvlink:8").unwrap());
+        let choice = AskPlanner { machine }.choose(spec, Supply { ranks, memory_bytes: 80 << 30 });
+        choice.map(|choice| choice.layout)
+    }
+
+    #[test]
+    fn a_job_gets_the_layout_that_it_asks_for_and_keeps_its_picture_on_fewer_ranks() {
+        let four = Layout { ulysses: 4, ..Layout::SERIAL };
+        let spec = asked(four, Pipeline::Auto, false);
+        assert_eq!((on(&spec, 4), on(&spec, 9)), (Some(four), Some(four)));
+        for ranks in 1..4 {
+            let fewer = on(&spec, ranks).unwrap();
+            assert!(fewer.ranks() <= ranks as u64 && fewer.ring == 1 && fewer.cfg == 1, "{fewer}");
+            assert!(fewer.pp == 1, "one picture fills no exact pipeline: {fewer}");
+        }
+        assert_eq!(on(&spec, 0), None);
+        let ring = asked(Layout { ring: 4, ..Layout::SERIAL }, Pipeline::Auto, false);
+        assert!(on(&ring, 3).is_some());
+        let cfg = asked(Layout { cfg: 2, ulysses: 2, ..Layout::SERIAL }, Pipeline::Auto, true);
+        assert!(on(&cfg, 2).is_some());
+    }
+
+    #[test]
+    fn a_stale_job_stays_stale_with_as_many_patches() {
+        let spec = asked(Layout { pp: 4, ..Layout::SERIAL }, Pipeline::Auto, false);
+        let plan = |layout| {
+            let patches = Some(4);
+            let ask =
+                Ask { layout, patches, pipeline: Pipeline::Stale, ..spec.ask.as_deref().unwrap().clone() };
+            Plan::new(spec.work.as_deref().unwrap(), &ask).unwrap()
+        };
+        for ranks in 1..4 {
+            let fewer = plan(on(&spec, ranks).unwrap());
+            assert_eq!((fewer.passes, fewer.patches.runs().len()), (Passes::Patches, 4), "{ranks} ranks");
+        }
+    }
 }

@@ -196,9 +196,20 @@ fn prices<P: Planner>(
     ranks.extend(&loss.left);
     let enough = ranks.len() >= spec.ranks_min.max(1);
     let less = enough.then(|| planner.choose(spec, supply(registry, &ranks, limit))).flatten();
+    let again = again();
+    // Predictions are compared with each other, and with the clock: what the clock has shown sets their scale.
+    let predicted = again.as_ref().map(|choice| choice.run / spec.steps.max(1));
+    let scale = match (loss.step, predicted) {
+        (Some(seen), Some(predicted)) if !predicted.is_zero() => seen.as_secs_f64() / predicted.as_secs_f64(),
+        _ => 1.0,
+    };
+    let share = |run: Duration| share(run).mul_f64(scale.min(SCALE_MAX));
     Prices {
-        respawn: again().map(|choice| respawn + share(choice.run)),
+        respawn: again.map(|choice| respawn + share(choice.run)),
         respawn_wait: respawn,
         replan: less.map(|choice| share(choice.run)),
     }
 }
+
+/// No prediction is that wrong.
+const SCALE_MAX: f64 = 1e6;

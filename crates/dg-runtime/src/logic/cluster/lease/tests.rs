@@ -73,3 +73,22 @@ fn a_restarted_node_takes_the_place_of_its_ghost() {
     );
     assert_eq!(leases.handle(joined(6), ms(6002)), admitted(false));
 }
+
+#[test]
+fn what_an_earlier_head_has_started_stops_when_a_new_one_takes_the_node_and_not_later() {
+    let mut keeper = Keeper::new(LeaseTimes::default(), ms(0));
+    keeper.handle(NodeEvent::Head { term: 1 }, ms(0));
+    keeper.handle(granted(1), ms(1));
+    assert!(keeper.is_held(ms(1)));
+    assert_eq!(
+        keeper.handle(NodeEvent::Head { term: 1 }, ms(2)).first(),
+        Some(&NodeAction::SetTimer(ms(1000)))
+    );
+    let taken = keeper.handle(NodeEvent::Head { term: 2 }, ms(500));
+    assert_eq!(taken[..2], [NodeAction::Fence, NodeAction::Renew { seq: 2 }]);
+    assert!(keeper.handle(NodeEvent::Tick, ms(801)).contains(&NodeAction::Kill));
+    // Its first grant, for a question of then, stops nothing.
+    keeper.handle(NodeEvent::Tick, ms(1500));
+    let first = keeper.handle(NodeEvent::Granted { term: 2, seq: 3, ttl: TTL }, ms(1501));
+    assert!(keeper.is_held(ms(1501)) && !first.contains(&NodeAction::Fence), "{first:?}");
+}

@@ -3,23 +3,22 @@
 //! Ranks follow the order of the nodes. The planner knows one device and links in equal blocks, so nodes that differ
 //! are planned as the slowest of them, and hosts of different sizes as blocks of the greatest size that divides all.
 
-use crate::table::ranges;
 use dg_config::{Node, NodeDevice};
 use dg_plan::{Class, Device, Dim, Layout, LinkKind, Links, Machine, Plan, links, machine};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Nodes and the ranks on them.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Placed {
+pub struct Placed {
     /// The nodes that have ranks, in order.
-    pub(crate) nodes: Vec<Node>,
+    pub nodes: Vec<Node>,
     /// Index of each rank's node.
     of_rank: Vec<usize>,
 }
 
 /// How far a message goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Reach {
+pub enum Reach {
     /// To a rank of the same node.
     Node,
     /// To another node of the same host.
@@ -30,7 +29,7 @@ pub(crate) enum Reach {
 
 impl Reach {
     /// In words.
-    pub(crate) fn text(self) -> &'static str {
+    pub fn text(self) -> &'static str {
         match self {
             Self::Node => "inside nodes",
             Self::Host => "between nodes of a host",
@@ -41,18 +40,18 @@ impl Reach {
 
 /// Bytes by how far they go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ByReach {
+pub struct ByReach {
     /// Within nodes.
-    pub(crate) node: u64,
+    pub node: u64,
     /// Between nodes of a host.
-    pub(crate) host: u64,
+    pub host: u64,
     /// Between hosts.
-    pub(crate) network: u64,
+    pub network: u64,
 }
 
 impl ByReach {
     /// Adds bytes.
-    pub(crate) fn add(&mut self, reach: Reach, bytes: u64) {
+    pub fn add(&mut self, reach: Reach, bytes: u64) {
         match reach {
             Reach::Node => self.node += bytes,
             Reach::Host => self.host += bytes,
@@ -61,7 +60,7 @@ impl ByReach {
     }
 
     /// Adds what another has.
-    pub(crate) fn merge(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         self.add(Reach::Node, other.node);
         self.add(Reach::Host, other.host);
         self.add(Reach::Network, other.network);
@@ -70,7 +69,7 @@ impl ByReach {
 
 impl Placed {
     /// The first `ranks` ranks of these nodes.
-    pub(crate) fn new(nodes: &[Node], ranks: u64) -> Self {
+    pub fn new(nodes: &[Node], ranks: u64) -> Self {
         let mut left = u32::try_from(ranks).unwrap_or(u32::MAX);
         let mut placed = Self { nodes: Vec::new(), of_rank: Vec::new() };
         for node in nodes {
@@ -86,23 +85,23 @@ impl Placed {
     }
 
     /// The node of a rank, by index.
-    pub(crate) fn node(&self, rank: u32) -> usize {
+    pub fn node(&self, rank: u32) -> usize {
         self.of_rank.get(rank as usize).copied().unwrap_or(0)
     }
 
     /// The ranks of a node.
-    pub(crate) fn ranks_of(&self, node: usize) -> Vec<u32> {
+    pub fn ranks_of(&self, node: usize) -> Vec<u32> {
         (0..self.of_rank.len() as u32).filter(|rank| self.node(*rank) == node).collect()
     }
 
     /// Hosts of these nodes.
-    pub(crate) fn hosts(&self) -> usize {
+    pub fn hosts(&self) -> usize {
         let hosts: BTreeSet<&str> = self.nodes.iter().map(Node::host).collect();
         hosts.len()
     }
 
     /// How far it is from one rank to another.
-    pub(crate) fn reach(&self, a: u32, b: u32) -> Reach {
+    pub fn reach(&self, a: u32, b: u32) -> Reach {
         let (a, b) = (self.node(a), self.node(b));
         match (self.nodes.get(a), self.nodes.get(b)) {
             _ if a == b => Reach::Node,
@@ -112,7 +111,7 @@ impl Placed {
     }
 
     /// How far the groups of a dimension reach; nothing for a degree of 1.
-    pub(crate) fn reach_of(&self, layout: &Layout, dim: Dim) -> Option<Reach> {
+    pub fn reach_of(&self, layout: &Layout, dim: Dim) -> Option<Reach> {
         if layout.degree(dim) == 1 {
             return None;
         }
@@ -126,7 +125,7 @@ impl Placed {
     }
 
     /// How far the groups of each dimension reach, in words; nothing where all degrees are 1.
-    pub(crate) fn groups(&self, layout: &Layout) -> Option<String> {
+    pub fn groups(&self, layout: &Layout) -> Option<String> {
         let reach = |(dim, name): &(Dim, &str)| {
             self.reach_of(layout, *dim).map(|reach| format!("{name} {}", reach.text()))
         };
@@ -135,7 +134,7 @@ impl Placed {
     }
 
     /// How ranks are joined, for predictions: inside hosts the slowest link of any node, between hosts `network`.
-    pub(crate) fn links(&self, network: &str) -> Links {
+    pub fn links(&self, network: &str) -> Links {
         let inside = self.nodes.iter().filter_map(|node| links::kind(&node.links));
         let inside = inside.min_by(|a, b| a.bandwidth.total_cmp(&b.bandwidth)).unwrap_or(links::KINDS[0]);
         let blocks = self.host_blocks();
@@ -164,14 +163,14 @@ impl Placed {
     }
 
     /// The slowest device of all ranks, under `network`.
-    pub(crate) fn machine(&self, network: &str, device: Option<Device>) -> Machine {
+    pub fn machine(&self, network: &str, device: Option<Device>) -> Machine {
         let slowest = self.nodes.iter().map(device_of).min_by(|a, b| a.flops.total_cmp(&b.flops));
         let device = device.or(slowest).unwrap_or(machine::DEVICES[0]);
         Machine::new(device, self.links(network))
     }
 
     /// Bytes that every rank may use: of the node with the least, if any node bounds it.
-    pub(crate) fn memory(&self, device: Option<Device>) -> Option<u64> {
+    pub fn memory(&self, device: Option<Device>) -> Option<u64> {
         let of = |node: &Node| {
             let gpu = match (&node.device, device) {
                 (_, Some(device)) => (device.name != CPU).then_some(device),
@@ -184,7 +183,7 @@ impl Placed {
     }
 
     /// What was simplified to predict times, in words.
-    pub(crate) fn simplified(&self, given: Option<Device>) -> Vec<String> {
+    pub fn simplified(&self, given: Option<Device>) -> Vec<String> {
         let mut said = Vec::new();
         let mut devices: Vec<Device> = self.nodes.iter().map(device_of).collect();
         devices.dedup();
@@ -202,7 +201,7 @@ impl Placed {
     }
 
     /// What the ranks of each node send: in a usual step, and of the classes of [`is_once`] in a batch.
-    pub(crate) fn sent(&self, plan: &Plan) -> BTreeMap<(usize, Class), ByReach> {
+    pub fn sent(&self, plan: &Plan) -> BTreeMap<(usize, Class), ByReach> {
         let images = plan.batch_images();
         // the first step may warm up
         let step = plan.warmup.min(plan.work.steps.saturating_sub(1));
@@ -221,7 +220,7 @@ impl Placed {
 }
 
 /// Whether messages of a class are sent once per batch rather than in every step.
-pub(crate) fn is_once(class: Class) -> bool {
+pub fn is_once(class: Class) -> bool {
     matches!(class, Class::Embeds | Class::Gather)
 }
 
@@ -237,7 +236,7 @@ fn device_of(node: &Node) -> Device {
 }
 
 /// `cpu`, or `cuda` with its GPUs and what they are.
-pub(crate) fn device_text(node: &Node) -> String {
+pub fn device_text(node: &Node) -> String {
     match &node.device {
         NodeDevice::Cpu => CPU.into(),
         NodeDevice::Cuda { gpus, model } => format!("cuda {} {model}", ranges(gpus)),
@@ -257,6 +256,19 @@ const DIMS: [(Dim, &str); 5] = [
     (Dim::Cfg, "cfg"),
     (Dim::Dp, "data"),
 ];
+
+/// `0-3`, or `0` alone, or `2,5` where there are gaps.
+pub fn ranges(numbers: &[u32]) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if n.checked_sub(1) == Some(*last) => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let text = |(a, b): &(u32, u32)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(",")
+}
 
 #[cfg(test)]
 mod tests {

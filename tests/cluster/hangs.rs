@@ -1,0 +1,81 @@
+//! Processes that stand still.
+
+use crate::pictures::{Drawing, ULYSSES_4, expect_same};
+use crate::proc;
+use crate::rig::{Setting, now};
+use rustix::process::Signal;
+use std::time::Duration;
+
+#[test]
+fn a_rank_that_stands_still_for_a_second_is_waited_for() {
+    let rig = Setting::two_by_two().up();
+    let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);
+    let wanted = drawing.serial().undisturbed();
+    rig.draw(&drawing);
+    let pids = rig.ranks();
+    for (rank, pid) in pids.iter().enumerate() {
+        let run = rig.start(&drawing);
+        let since = run.since;
+        std::thread::sleep(Duration::from_millis(250 + 100 * rank as u64));
+        assert!(proc::send(*pid, Signal::STOP));
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(proc::send(*pid, Signal::CONT));
+        let drawn = run.done(&rig);
+        expect_same(&drawn.pictures, &wanted, &format!("rank {rank} stood still"));
+        assert!(drawn.took > Duration::from_secs(1), "the job was over before: {:?}", drawn.took);
+        assert!(rig.since(since, "rank_lost").is_empty(), "{}", rig.story());
+        assert_eq!(rig.since(since, "epoch_started").len(), 1, "{}", rig.story());
+    }
+    assert_eq!(rig.ranks(), pids);
+}
+
+#[test]
+fn a_rank_that_stands_still_for_ever_is_replaced() {
+    let rig = Setting::two_by_two().failure("hang_min = \"2s\"\n").up();
+    let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);
+    let wanted = drawing.serial().undisturbed();
+    rig.draw(&drawing);
+    let first = rig.ranks();
+    for rank in [3, 0] {
+        let pid = rig.ranks()[rank];
+        let run = rig.start(&drawing);
+        std::thread::sleep(Duration::from_millis(500));
+        let stopped = now();
+        assert!(proc::send(pid, Signal::STOP));
+        let drawn = run.done(&rig);
+        expect_same(&drawn.pictures, &wanted, &format!("rank {rank} stands still"));
+        rig.idle(Duration::from_secs(20));
+        assert!(!proc::is_alive(pid), "the process that stands still is killed");
+        assert_ne!(rig.ranks()[rank], pid);
+        let lost = rig.since(stopped, "rank_lost");
+        println!(
+            "rank {rank}: {:?}, lost after {:?}",
+            drawn.took,
+            lost.first().map(|event| event.time - stopped)
+        );
+        assert!(lost.iter().all(|event| event.rank == Some(rank as u32)), "{lost:?}");
+    }
+    assert_ne!(rig.ranks(), first);
+    expect_same(&rig.draw(&drawing).pictures, &wanted, "afterwards");
+}
+
+#[test]
+fn an_agent_that_stands_still_is_waited_for_or_left() {
+    let rig = Setting::two_by_two().up();
+    let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);
+    let wanted = drawing.serial().undisturbed();
+    rig.draw(&drawing);
+    let agent = rig.agent("right");
+    for still in [Duration::from_secs(1), Duration::from_secs(8)] {
+        let run = rig.start(&drawing);
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(proc::send(agent, Signal::STOP));
+        std::thread::sleep(still);
+        assert!(proc::send(agent, Signal::CONT));
+        let drawn = run.done(&rig);
+        expect_same(&drawn.pictures, &wanted, &format!("the agent stood still for {still:?}"));
+        rig.idle(Duration::from_secs(30));
+    }
+    assert_eq!(rig.agent("right"), agent, "it came back by itself");
+    expect_same(&rig.draw(&drawing).pictures, &wanted, "afterwards");
+}
