@@ -4,3 +4,4 @@
 //! - `golden`: numbers and pictures against the reference
 //! - `e2e`: the program as a person runs it
 //! - `parallel`: ranks that share a picture against one rank
+//! - `network`: the cluster of processes against hostile peers, bad networks and load

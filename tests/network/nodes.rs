@@ -1,0 +1,199 @@
+//! Nodes on two hosts with a cable between them: what goes over it, and what happens when it does not.
+
+use crate::net::Net;
+use crate::rig::{Rig, SMALL, TIMEOUT, alone, flag};
+use dg_core::report::Report;
+use dg_testkit::program::finish;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const IDLE: Duration = Duration::from_millis(1500);
+
+/// Head and node `near` on one host, node `far` on the other, two ranks each.
+fn rig(test: &str) -> Option<Rig> {
+    let net = Net::new(test)?;
+    let sections = format!(
+        "keep_alive = \"250ms\"\nidle_timeout = \"1500ms\"\nlease_ttl = \"3s\"\n\
+         [[node]]\nname = \"near\"\nlocal = true\naddress = \"{}\"\nranks = 2\ncpu_threads = 1\n\
+         [[node]]\nname = \"far\"\naddress = \"{}\"\nlaunch = \"manual\"\nranks = 2\ncpu_threads = 1\n\
+         [parallel]\nulysses_degree = 4\n",
+        Net::ADDRESSES[0],
+        Net::ADDRESSES[1]
+    );
+    let mut rig = Rig::up(&sections, Some(net), false);
+    // The key goes to the other host by hand, in a folder of its own.
+    let folder = rig.path("far-state");
+    std::fs::create_dir(&folder).expect("a new folder");
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("our own");
+    rig.cluster(&["certs", "issue", "--cluster", "rig.toml", "--node", "far", "--out", "far-state/far.pem"])
+        .expect_success();
+    rig.agent("far", &folder, 1);
+    rig.await_ready(Duration::from_secs(60));
+    Some(rig)
+}
+
+/// A job that outlasts a lost connection.
+const LONG: &[&str] = &[
+    "--prompt",
+    "red apple",
+    "--seed",
+    "7",
+    "--height",
+    "256",
+    "--width",
+    "256",
+    "--num_inference_steps",
+    "60",
+];
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
+}
+
+/// Ports on which something listens in a host: TCP and UDP.
+fn listeners(rig: &Rig, host: usize) -> [Vec<String>; 2] {
+    let of = |kind: &str| -> Vec<String> {
+        let table = rig.net().run(host, &["ss", "-H", "-l", "-n", "-p", kind]);
+        table.lines().map(str::to_owned).collect()
+    };
+    [of("-t"), of("-u")]
+}
+
+#[test]
+fn two_hosts_draw_one_picture_and_send_what_the_report_says() {
+    let _alone = alone();
+    let Some(rig) = rig("two hosts") else { return };
+    let [tcp, udp] = listeners(&rig, 0);
+    assert!(tcp.is_empty(), "nothing listens on TCP while no job runs: {tcp:#?}");
+    assert!(udp.iter().any(|line| line.contains(":7443")), "the head listens on UDP: {udp:#?}");
+    let large = [LONG, &["--report", "report.json"]].concat();
+    let serial = rig.serial(LONG);
+    let before = rig.net().tcp_bytes();
+    let job = rig.start("large", &large);
+    let until = Instant::now() + Duration::from_secs(60);
+    let seen = loop {
+        let tcp = listeners(&rig, 1)[0].clone();
+        if !tcp.is_empty() || Instant::now() > until {
+            break tcp;
+        }
+    };
+    // Which listens only while ranks look for each other.
+    assert!(seen.iter().all(|line| line.contains(Net::ADDRESSES[1])), "{seen:#?}");
+    finish(job, TIMEOUT).expect_success();
+    assert!(rig.tree("large") == serial, "the serial picture");
+    let counted = rig.net().tcp_bytes() - before;
+    let text = std::fs::read(rig.path("report.json")).expect("a report");
+    let report: Report = serde_json::from_slice(&text).expect("a report");
+    let between: u64 = between(&report);
+    let factor = counted as f64 / between as f64;
+    println!(
+        "{between} bytes between the nodes by the report, {counted} on the cable with all headers: × {factor:.4}"
+    );
+    let expected = HEADERS;
+    assert!((factor / expected - 1.0).abs() < 0.05, "× {factor}, expected × {expected}");
+    assert_eq!(report.ranks.len(), 4);
+}
+
+/// TLS puts 22 bytes around at most 16 KiB, TCP and IP 52 before at most 64 KiB that the kernel hands over at once (1448
+/// on a real cable), and 52 for each answer.
+const HEADERS: f64 = 1.01;
+
+/// Bytes that ranks of one node have sent to ranks of the other.
+fn between(report: &Report) -> u64 {
+    let node = |rank: u32| rank / 2;
+    let sent = report.ranks.iter().flat_map(|rank| rank.sent.values().map(move |sent| (rank.rank, sent)));
+    let to = sent.flat_map(|(from, sent)| sent.to.iter().map(move |(to, bytes)| (from, to, *bytes)));
+    to.filter(|(from, to, _)| node(**to) != node(*from)).map(|(.., bytes)| bytes).sum()
+}
+
+/// Loses the node by `rules` while a job runs; it finishes on the others, and the node comes back by itself.
+fn partition(rig: &Rig, what: &str, rules: &str) {
+    let serial = rig.serial(LONG);
+    let seen = rig.events().len();
+    let job = rig.start(what, LONG);
+    rig.await_status("running", Duration::from_secs(30), |status| {
+        let ranks = status["ranks"].as_array().expect("a list");
+        ranks.iter().all(|rank| rank["state"] == "busy" && rank["step"].as_u64() > Some(0))
+    });
+    let cut = now();
+    rig.net().rules(rules).expect("rules");
+    let lost = rig.await_event("node_lost", "far", seen, (IDLE + Duration::from_millis(500)) * 5) - cut;
+    let begin = Instant::now();
+    while !rig.agent_log("far").contains("the lease of this node is over") {
+        assert!(begin.elapsed() < Duration::from_secs(15), "it is not fenced: {}", rig.agent_log("far"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let fenced = now() - cut;
+    finish(job, TIMEOUT).expect_success();
+    assert!(rig.tree(what) == serial, "{what}: the same bytes");
+    let done = now() - cut;
+    let seen = rig.events().len();
+    let healed = now();
+    rig.net().heal();
+    let back = rig.await_event("node_joined", "far", seen, Duration::from_secs(5 * 5)) - healed;
+    rig.await_ready(Duration::from_secs(30));
+    println!(
+        "{what}: lost after {lost:.2} s (idle timeout {IDLE:?}), fenced after {fenced:.2} s, the job done after \
+         {done:.2} s, back {back:.2} s after it was healed"
+    );
+    assert!(rig.pictures(&format!("{what}-after"), SMALL) == rig.serial(SMALL));
+}
+
+#[test]
+fn a_node_that_is_cut_off_is_lost_and_fenced_and_comes_back() {
+    let _alone = alone();
+    let Some(rig) = rig("partitions") else { return };
+    partition(
+        &rig,
+        "both ways",
+        "input meta l4proto udp drop\noutput oifname != \"lo\" meta l4proto udp drop\n",
+    );
+}
+
+#[test]
+fn a_node_that_is_heard_but_does_not_hear_is_lost_too() {
+    let _alone = alone();
+    let Some(rig) = rig("one-way partitions") else { return };
+    partition(&rig, "one way", "output oifname != \"lo\" meta l4proto udp drop\n");
+    partition(&rig, "the other way", "input iifname != \"lo\" meta l4proto udp drop\n");
+}
+
+#[test]
+fn a_cable_that_comes_and_goes_loses_no_job() {
+    let _alone = alone();
+    let Some(rig) = rig("flapping") else { return };
+    let serial = rig.serial(LONG);
+    let job = rig.start("flaps", LONG);
+    for _ in 0..flag("DG_FLAPS", 3) {
+        std::thread::sleep(Duration::from_secs(1));
+        rig.net().rules("input iifname != \"lo\" drop\noutput oifname != \"lo\" drop\n").expect("rules");
+        std::thread::sleep(Duration::from_secs(1));
+        rig.net().heal();
+    }
+    finish(job, TIMEOUT).expect_success();
+    assert!(rig.tree("flaps") == serial, "the same bytes");
+    rig.await_ready(Duration::from_secs(30));
+    let lost = rig.events().iter().filter(|event| event["kind"] == "node_lost").count();
+    println!("flapping: the node was lost {lost} times");
+}
+
+#[test]
+fn a_cable_that_loses_packets_slows_jobs_down_and_changes_nothing() {
+    let _alone = alone();
+    let Some(rig) = rig("loss") else { return };
+    let serial = rig.serial(SMALL);
+    for percent in [0, 5, 10, 20] {
+        let rule = |chain: &str, device: &str| {
+            format!(
+                "{chain} {device} != \"lo\" meta l4proto {{ tcp, udp }} numgen random mod 100 < {percent} drop\n"
+            )
+        };
+        rig.net().rules(&(rule("input", "iifname") + &rule("output", "oifname"))).expect("rules");
+        let begin = Instant::now();
+        let output = finish(rig.start(&format!("loss-{percent}"), SMALL), TIMEOUT);
+        output.expect_success();
+        println!("{percent} % lost: a job in {:.2?}", begin.elapsed());
+        assert!(rig.tree(&format!("loss-{percent}")) == serial, "{percent} %: the same bytes");
+    }
+    rig.net().heal();
+    rig.await_ready(Duration::from_secs(30));
+}
