@@ -29,7 +29,7 @@ pub enum AskError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// There is no connection.
-    #[error("no head at {address}: {source}")]
+    #[error("no head at {address}: {}", source.parts().0)]
     Unreachable {
         /// Where it was looked for.
         address: String,
@@ -80,6 +80,9 @@ impl AskError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Unreachable { source, .. } if !matches!(**source, EndpointError::Unreachable { .. }) => {
+                source.parts().1
+            }
             Self::Unreachable { .. } | Self::NotUp { .. } => {
                 Some("`dg-cluster up FILE -d --wait` starts it".into())
             }
