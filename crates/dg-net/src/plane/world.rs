@@ -136,6 +136,7 @@ impl World {
             arrived,
             room,
             failure,
+            left: AtomicBool::new(false),
         }
     }
 
