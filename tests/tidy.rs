@@ -357,16 +357,18 @@ const ROOT: [&str; 10] = [
     "tests",
 ];
 
-const DOCUMENTS: [&str; 15] = [
+const DOCUMENTS: [&str; 17] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
     "cluster/README.md",
+    "docs/CHANGELOG.md",
     "docs/architecture.md",
     "docs/cli.md",
     "docs/cluster-cli.md",
     "docs/cluster.md",
     "docs/demo-model.md",
+    "docs/embedding.md",
     "docs/failure-model.md",
     "docs/models.md",
     "docs/numerics.md",

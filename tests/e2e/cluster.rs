@@ -271,7 +271,10 @@ fn the_command_line_answers_as_the_other_one_does() {
         (&["validate"], "<FILE>"),
         (&["plan", "x.toml", "--heigth", "1"], "did you mean --height?"),
         (&["plan", "x.toml", "--width", "0"], "expected a whole number from 16 to 8192"),
-        (&["up", "x.toml"], "unrecognized subcommand"),
+        (&["up"], "<FILE>"),
+        (&["up", "x.toml", "--wait"], "--detach"),
+        (&["dwn"], "did you mean down?"),
+        (&["agent", "--name", "a"], "--head <HOST:PORT>"),
     ] {
         expect_exit(&place.cluster(args, &[]), 2, &["error: ", said, "\n\nhint: "]);
     }

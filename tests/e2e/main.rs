@@ -6,6 +6,7 @@ mod cluster;
 mod config;
 mod deploy;
 mod hub;
+mod live;
 mod output;
 mod place;
 mod plan;

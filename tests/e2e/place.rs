@@ -32,7 +32,8 @@ impl Place {
     /// A command that keeps to this folder.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = command(args, self.0.path());
-        command.env("XDG_CACHE_HOME", self.path(".cache")).env("NO_COLOR", "1");
+        command.env("XDG_CACHE_HOME", self.path(".cache")).env("XDG_STATE_HOME", self.path(".state"));
+        command.env("NO_COLOR", "1");
         command
     }
 
@@ -49,7 +50,8 @@ impl Place {
     /// Runs `dg-cluster`.
     pub(crate) fn cluster(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
         let mut command = command_of(cluster_bin(), args, self.0.path());
-        command.env("NO_COLOR", "1").envs(env.iter().copied());
+        // Clusters of others on this host are none of its business.
+        command.env("XDG_STATE_HOME", self.path(".state")).env("NO_COLOR", "1").envs(env.iter().copied());
         finish(command.spawn().expect("the program was just built"), TIMEOUT)
     }
 

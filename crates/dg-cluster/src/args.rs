@@ -207,7 +207,11 @@ const WORK: [Key; 10] = [
 pub(crate) const END: &str = "\
 Examples:
   dg-cluster validate configs/laptop-two-nodes.toml
-  dg-cluster plan configs/rig-8-gpu-2-nodes.toml
+  dg-cluster up configs/laptop-two-nodes.toml -d --wait
+  dg-cluster status
+  dg-cluster jobs --events
+  dg-cluster logs left -f
+  dg-cluster down
   dg-cluster plan configs/two-hosts.toml --model_name FLUX.1-schnell -o json
   dg-cluster doctor --cluster configs/two-hosts.toml
   dg-cluster certs init --cluster configs/two-hosts.toml
@@ -220,7 +224,8 @@ Exit codes:
   1  standard output cannot be written
   2  wrong command line
   3  configuration, certificate or model is missing or broken
-  4  cannot run as planned: degrees, device, memory, what doctor found";
+  4  cannot run as planned: degrees, device, memory, what doctor found; up already
+  5  no cluster is up, or its head, an agent or a rank does not answer in time";
 
 #[cfg(test)]
 mod tests {

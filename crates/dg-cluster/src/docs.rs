@@ -41,7 +41,10 @@ fn walk(command: &Command, all: &mut Vec<Command>) {
     // a page stands alone: `dg-cluster-plan`, not `plan`
     let name = command.get_bin_name().unwrap_or(NAME).replace(' ', "-");
     all.push(command.clone().name(Box::leak(name.into_boxed_str()) as &'static str).term_width(WIDTH));
-    command.get_subcommands().filter(|c| c.get_name() != "help").for_each(|c| walk(c, all));
+    command
+        .get_subcommands()
+        .filter(|c| c.get_name() != "help" && !c.is_hide_set())
+        .for_each(|c| walk(c, all));
 }
 
 /// The whole of `docs/cluster-cli.md`.
@@ -51,7 +54,8 @@ fn markdown() -> String {
          Generated from the program's own definitions by `dg-cluster man --markdown`; a test compares the two. \
          [cluster.md](cluster.md) describes the file.\n\n\
          Standard output has what was asked for, standard error everything else. `plan` also reads `DG_XDIT_*` and \
-         `DG_T2I_*`: flags win over them, and they win over the file. `validate` looks at the file alone.\n",
+         `DG_T2I_*`: flags win over them, and they win over the file. `validate` looks at the file alone. `DG_LOG` sets \
+         what head, agents and ranks log (`warn`, `info`, `debug`).\n",
     );
     for mut command in commands().into_iter().skip(1) {
         let name = command.get_bin_name().unwrap_or(NAME).to_string();

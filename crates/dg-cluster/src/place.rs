@@ -9,9 +9,9 @@ use std::path::PathBuf;
 
 /// The state folder, by the file of the cluster or by its path.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
 pub(crate) struct Place {
-    /// The cluster's file: the state folder is the one that it names, or the usual one.
+    /// The cluster's file: the state folder is the one that it names, or the usual one. Default: the only cluster that
+    /// is up on this host.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     cluster: Option<PathBuf>,
     /// The state folder, whatever the file says.
@@ -31,8 +31,11 @@ impl Place {
     /// Reads the file, if one is named.
     pub(crate) fn find(&self) -> Result<Found, Failure> {
         let file = self.cluster.as_deref().map(load).transpose()?.map(|loaded| loaded.file);
-        let usual = || file.as_ref().map(state_folder);
-        let folder = self.state_dir.clone().or_else(usual).expect("the command line has one of the two");
+        let folder = match (&self.state_dir, &file) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(file)) => state_folder(file),
+            (None, None) => crate::live::only_running()?,
+        };
         Ok(Found { file, folder })
     }
 

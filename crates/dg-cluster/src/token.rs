@@ -27,7 +27,7 @@ pub(crate) enum Action {
         /// How long it works, such as 30min, 24h or 7d. Default: `token_lifetime` of the file, else 24h.
         #[arg(long, value_name = "TIME", value_parser = life)]
         ttl: Option<Duration>,
-        /// Where nodes reach the head. Default: `listen` of the file.
+        /// Where nodes reach the head. Default: `listen` of the file, else where it listens now.
         #[arg(long, value_name = "HOST:PORT", value_parser = address)]
         address: Option<Address>,
     },
@@ -93,7 +93,10 @@ fn create(
 /// Host and port for a token, of which other hosts must be able to make something.
 fn reached_at(found: &Found, given: Option<&Address>) -> Result<(String, u16), Failure> {
     let listen = found.file.as_ref().map(|file| &file.cluster.listen);
-    let Some(address) = given.or(listen) else {
+    // Without the file, what a head that runs has written down.
+    let noted = std::fs::read_to_string(found.folder.join("head.addr")).ok();
+    let noted = noted.and_then(|text| Address::parse(text.trim())).filter(|address| !address.is_loopback());
+    let Some(address) = given.or(listen).or(noted.as_ref()) else {
         let hint = "add `--address HOST:PORT`, where nodes reach the head, or name its file by --cluster";
         return Err(Failure::new(ExitCode::Usage, "a token needs the address of the head", hint));
     };

@@ -124,7 +124,7 @@ pub const FIELDS: &[Field] = &[
         .otherwise("`head.pem` in state_dir, which has both"),
     field("security", "token_lifetime", Duration(MINUTE, 30 * DAY), "A join token that was not used by then is worthless.")
         .default("24h"),
-    field("security", "tensor_tls", Switch, "Encrypt tensors between hosts (TLS 1.3). Ranks of one host share memory, and NCCL never encrypts.")
+    field("security", "tensor_tls", Switch, "Encrypt tensors between nodes (TLS 1.3). Ranks of one node meet by unix sockets, and NCCL never encrypts.")
         .default("true"),
 ];
 

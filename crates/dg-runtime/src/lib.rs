@@ -13,7 +13,6 @@
 //! - `supervisor`, `worker`: the actors that carry the decisions out
 //! - `run`, `compute`: a job on the ranks of a replica, and the thread of one rank
 //! - [`board`]: what ranks have done and sent, for reports and traces
-//! - [`memory`]: what a run will need
 //! - [`fleet`]: the cluster as processes: head, agents, ranks, clients
 //! - [`failpoint`]: where a rank is to fail, for tests
 //! - [`memory`]: what a run will need; [`machine`]: what this machine has
@@ -34,6 +33,44 @@
 //! cluster.shutdown().await;
 //! # Ok(()) }
 //! ```
+//!
+//! In an actor of one's own it is part of the state; `examples/embedded.rs` is a whole program:
+//!
+//! ```no_run
+//! use dg_core::GenerateRequest;
+//! use dg_runtime::{Cluster, Picture, flux::ModelSource};
+//! use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+//!
+//! struct Painter;
+//!
+//! struct Draw(GenerateRequest, RpcReplyPort<Result<Vec<Picture>, String>>);
+//!
+//! impl ractor::Message for Draw {}
+//!
+//! impl Actor for Painter {
+//!     type Msg = Draw;
+//!     type State = Cluster;
+//!     type Arguments = ModelSource;
+//!
+//!     async fn pre_start(&self, _: ActorRef<Draw>, model: ModelSource) -> Result<Cluster, ActorProcessingErr> {
+//!         Ok(Cluster::local(model, "mine", 4).await?)
+//!     }
+//!
+//!     async fn handle(
+//!         &self,
+//!         _: ActorRef<Draw>,
+//!         Draw(request, reply): Draw,
+//!         cluster: &mut Cluster,
+//!     ) -> Result<(), ActorProcessingErr> {
+//!         let drawn = cluster.submit(vec![request]).await.map_err(|e| e.to_string());
+//!         // Whoever asked may have given up.
+//!         let _ = reply.send(drawn);
+//!         Ok(())
+//!     }
+//! }
+//! ```
+//!
+//! [`fleet::client`] has the same for the ranks of a cluster.
 #![forbid(unsafe_code)]
 
 pub mod asked;

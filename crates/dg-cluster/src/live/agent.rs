@@ -65,12 +65,11 @@ impl From<AgentError> for Failure {
     fn from(e: AgentError) -> Self {
         let hint = match &e {
             AgentError::Runs(_) => "a node has one agent: end the other one first",
-            AgentError::Identity(_) => "`dg-cluster join TOKEN` gets the certificate of a node",
+            AgentError::Identity(_) => "`dg-cluster join TOKEN --name NAME` gets the certificate of a node",
             _ => "the head's log has the details",
         };
-        if let AgentError::Identity(e) = e {
-            return e.into();
-        }
-        Self::new(e.exit(), e.to_string(), hint)
+        let (exit, text) = (e.exit(), e.to_string());
+        let message = text.split_once("; hint: ").map_or(text.as_str(), |(message, _)| message);
+        Self::new(exit, message, hint)
     }
 }

@@ -52,18 +52,23 @@ impl Which {
         if let Some(folder) = &self.state_dir {
             return Ok((folder.clone(), Options::beside_cpu_ranks()));
         }
-        match places::running().as_slice() {
-            [(_, folder)] => Ok((folder.clone(), Options::beside_cpu_ranks())),
-            [] => Err(Failure::new(
-                ExitCode::Unreachable,
-                "no cluster is up on this host",
-                "`dg-cluster up FILE -d --wait` starts one; one of another host is named by --cluster",
-            )),
-            several => {
-                let names: Vec<&str> = several.iter().map(|(name, _)| name.as_str()).collect();
-                let message = format!("several clusters are up: {}", names.join(", "));
-                Err(Failure::new(ExitCode::Usage, message, "name the file of one with --cluster"))
-            }
+        Ok((only_running()?, Options::beside_cpu_ranks()))
+    }
+}
+
+/// The state folder of the only cluster that is up on this host.
+pub(crate) fn only_running() -> Result<PathBuf, Failure> {
+    match places::running().as_slice() {
+        [(_, folder)] => Ok(folder.clone()),
+        [] => Err(Failure::new(
+            ExitCode::Unreachable,
+            "no cluster is up on this host",
+            "`dg-cluster up FILE -d --wait` starts one; one of another host is named by --cluster",
+        )),
+        several => {
+            let names: Vec<&str> = several.iter().map(|(name, _)| name.as_str()).collect();
+            let message = format!("several clusters are up: {}", names.join(", "));
+            Err(Failure::new(ExitCode::Usage, message, "name the file of one with --cluster"))
         }
     }
 }

@@ -9,7 +9,7 @@ mod status;
 mod up;
 
 pub(crate) use agent::{AgentArgs, agent, rank};
-pub(crate) use ask::{Which, cancel, down, drain};
+pub(crate) use ask::{Which, cancel, down, drain, only_running};
 pub(crate) use jobs::jobs;
 pub(crate) use join::{JoinArgs, join};
 pub(crate) use logs::{LogArgs, logs};

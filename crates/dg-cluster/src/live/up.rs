@@ -82,13 +82,7 @@ fn run(file: ClusterFile, folder: PathBuf) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(|e| {
         Failure::new(ExitCode::Failed, format!("cannot find this program: {e}"), "was it moved or removed?")
     })?;
-    let manual: Vec<String> = file
-        .nodes
-        .iter()
-        .filter(|node| node.launch == Launch::Manual)
-        .map(|node| node.name.clone())
-        .collect();
-    let name = file.cluster.name.clone();
+    let (name, by_hand) = (file.cluster.name.clone(), by_hand(&file));
     let args = HeadArgs {
         model: Some(model_name(&file)),
         file,
@@ -100,9 +94,8 @@ fn run(file: ClusterFile, folder: PathBuf) -> Result<(), Failure> {
     runtime.block_on(async {
         let mut head = Head::start(args).await?;
         print(&format!("cluster `{name}` is up at {}", head.address()))?;
-        for node in &manual {
-            let address = head.address();
-            print(&format!("start node {node} on its host: dg-cluster agent --name {node} --head {address} --state_dir DIR"))?;
+        if let Some(text) = by_hand {
+            print(&text)?;
         }
         let listed = places::announce(&name, &folder);
         if let Err(e) = &listed {
@@ -119,6 +112,21 @@ fn run(file: ClusterFile, folder: PathBuf) -> Result<(), Failure> {
         let _ = std::fs::remove_file(folder.join("head.addr"));
         Ok(())
     })
+}
+
+/// How nodes are started that the head does not start.
+fn by_hand(file: &ClusterFile) -> Option<String> {
+    let manual = file.nodes.iter().filter(|node| node.launch == Launch::Manual);
+    let (path, head) = (file.path.display(), file.cluster.listen.to_string());
+    let steps = manual.map(|node| {
+        let name = &node.name;
+        format!(
+            "node {name} is started by hand:\n  here      dg-cluster token create --cluster {path} --node {name}\n  \
+             there     dg-cluster join TOKEN --name {name}\n  from then dg-cluster agent --name {name} --head {head}"
+        )
+    });
+    let steps: Vec<String> = steps.collect();
+    (!steps.is_empty()).then(|| steps.join("\n"))
 }
 
 fn model_name(file: &ClusterFile) -> String {
@@ -149,7 +157,7 @@ fn detach(args: &UpArgs, file: &ClusterFile, folder: &Path) -> Result<(), Failur
     super::runtime()?.block_on(async {
         let until = Instant::now() + args.timeout;
         let which = Which::of(file, folder);
-        let mut last = None;
+        let (mut last, mut by_hand) = (None, by_hand(file));
         loop {
             if let Some(failure) = ended(&mut child, &log, begin) {
                 return Err(failure);
@@ -159,6 +167,10 @@ fn detach(args: &UpArgs, file: &ClusterFile, folder: &Path) -> Result<(), Failur
                 && let Ok(status) = client.status().await
                 && is_own(&status)
             {
+                // Before it waits for them.
+                if let Some(text) = by_hand.take().filter(|_| !is_ready(&status)) {
+                    print(&text)?;
+                }
                 if !args.wait || is_ready(&status) {
                     return print(&format!("cluster `{}` is up at {}", status.cluster, status.head.address));
                 }

@@ -119,6 +119,15 @@ pub(crate) enum Code {
 // === impl EndpointError ===
 
 impl EndpointError {
+    /// What is wrong, and what to do about it where that is known.
+    pub fn parts(&self) -> (String, Option<String>) {
+        let text = self.to_string();
+        match text.split_once("; hint: ") {
+            Some((what, hint)) => (what.to_owned(), Some(hint.to_owned())),
+            None => (text, None),
+        }
+    }
+
     /// How a program ends because of it.
     pub const fn exit_code(&self) -> ExitCode {
         match self {

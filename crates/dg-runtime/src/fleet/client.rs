@@ -1,4 +1,38 @@
-//! Asking a head.
+//! Asking a head, and having its cluster make pictures.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use dg_core::{GenerateRequest, ImageSize, Seed};
+//! use dg_plan::{Ask, Layout};
+//! use dg_runtime::fleet::client::{CLIENT, HeadClient, Options};
+//! use dg_runtime::{Cluster, EngineOptions, Parallel};
+//! use std::path::Path;
+//!
+//! // On the head's host the state folder has its address, and a certificate for clients.
+//! let state = Path::new("/home/flux/.local/state/dg-cluster/laptop");
+//! let head = HeadClient::of_state(state, CLIENT, Options::beside_cpu_ranks()).await?;
+//! for rank in head.status().await?.ranks {
+//!     println!("rank {} on {}: {}", rank.rank, rank.node, rank.state);
+//! }
+//!
+//! // What the nodes know of the model of the cluster's file: it need not be here.
+//! let card = head.model(None).await?;
+//! let ask = Ask::layout(Layout { ulysses: 4, ..Layout::SERIAL });
+//! let parallel = Parallel { ask, ..Parallel::default() };
+//! let options = EngineOptions { parallel, ..EngineOptions::default() };
+//! let cluster = Cluster::connect(head, None, card, options);
+//!
+//! let (size, _) = ImageSize::fit(512, 512)?;
+//! let mut job = cluster.submit(vec![GenerateRequest::new("a cat", size, Seed(0))]);
+//! while let Some(event) = job.next_event().await {
+//!     println!("{event:?}");
+//! }
+//! let pictures = job.await?;
+//! for notice in cluster.take_notices() {
+//!     println!("{}: {}", notice.kind, notice.message);
+//! }
+//! # drop(pictures); Ok(()) }
+//! ```
 
 use super::head::clients::{read, write};
 use super::job::{JobBody, ModelCard, RankDone};
@@ -29,7 +63,7 @@ pub enum AskError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// There is no connection.
-    #[error("no head at {address}: {source}")]
+    #[error("no head at {address}: {}", source.parts().0)]
     Unreachable {
         /// Where it was looked for.
         address: String,
@@ -80,6 +114,9 @@ impl AskError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Unreachable { source, .. } if !matches!(**source, EndpointError::Unreachable { .. }) => {
+                source.parts().1
+            }
             Self::Unreachable { .. } | Self::NotUp { .. } => {
                 Some("`dg-cluster up FILE -d --wait` starts it".into())
             }

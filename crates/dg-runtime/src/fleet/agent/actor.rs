@@ -230,7 +230,8 @@ impl State {
     }
 
     fn spawn(&mut self, slot: u16, start: Stamp, me: &ActorRef<Message>) {
-        let Some(spec) = self.spec.as_ref().filter(|spec| slot < spec.slots) else { return };
+        let is_ending = self.ended.is_none();
+        let Some(spec) = self.spec.as_ref().filter(|spec| slot < spec.slots && !is_ending) else { return };
         match self.ranks.get_mut(&slot) {
             // Asked again: it says that it is there when it is.
             Some(rank) if rank.start == start => {

@@ -39,7 +39,7 @@ pub enum AgentError {
     #[error(transparent)]
     Identity(#[from] dg_net::identity::IdentityError),
     /// Its socket.
-    #[error(transparent)]
+    #[error("{}", .0.parts().0)]
     Endpoint(#[from] dg_net::endpoint::EndpointError),
     /// Another agent of the node runs here.
     #[error("an agent of node `{0}` runs already")]

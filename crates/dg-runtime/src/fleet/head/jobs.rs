@@ -152,8 +152,11 @@ impl State {
         let spec = self.spec(client, &body, shape, &plan, hash);
         let entry = entry(id, client, body, shape, &plan, sink);
         entry.sink.tell(Tell::Accepted { job: id.to_string() }, Bytes::new());
-        let message =
-            format!("{} of {client}: {} pictures, layout {}", id, entry.body.batch.len(), entry.layout);
+        let pictures = match entry.images {
+            1 => "1 picture".to_owned(),
+            more => format!("{more} pictures"),
+        };
+        let message = format!("job {id} of {client}: {pictures}, layout {}", entry.layout);
         self.events.push(Event {
             kind: "job_submitted",
             message,

@@ -51,7 +51,7 @@ pub enum HeadError {
     #[error(transparent)]
     Identity(#[from] dg_net::identity::IdentityError),
     /// Its socket.
-    #[error(transparent)]
+    #[error("{}", .0.parts().0)]
     Endpoint(#[from] dg_net::endpoint::EndpointError),
     /// Its actors.
     #[error(transparent)]
@@ -96,6 +96,7 @@ impl HeadError {
             Self::Endpoint(dg_net::endpoint::EndpointError::Address { .. }) => {
                 Some("is another program on this port? `[cluster] listen` names another one".into())
             }
+            Self::Endpoint(e) => e.parts().1,
             _ => None,
         }
     }
