@@ -26,6 +26,11 @@ pub struct JoinDesk {
 }
 
 impl JoinDesk {
+    /// The list on which new certificates go: that of whoever has joined has to be known at the door at once.
+    pub fn admitted(&self) -> Admitted {
+        self.admitted.clone()
+    }
+
     /// With tokens in memory. `admitted` is the list on which new certificates go.
     pub fn new(ca: Ca, admitted: Admitted) -> Arc<Self> {
         Self::with_tokens(ca, admitted, TokenBook::in_memory())

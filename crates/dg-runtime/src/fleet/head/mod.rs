@@ -127,7 +127,10 @@ impl Head {
         let term = next_term(&args.state_dir)?;
         let listen = resolve(&args.file.cluster.listen.to_string())?;
         let options = options(&args.file);
-        let admitted = state.admitted()?;
+        let admitted = match &args.desk {
+            Some(desk) => desk.admitted(),
+            None => state.admitted()?,
+        };
         let (endpoint, listener) =
             Endpoint::listener(listen, &identity, admitted.clone(), args.desk.clone(), options)?;
         let address = endpoint.local_addr()?;
