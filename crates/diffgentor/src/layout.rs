@@ -299,7 +299,7 @@ mod tests {
     }
 
     fn plan(flags: &[(Key, &str)], requests: &[GenerateRequest]) -> Result<Spread, Failure> {
-        spread(&settings(flags), &known::flux_dev(), (DType::Float32, None), requests.iter())
+        spread(&settings(flags), &this_machine(), &known::flux_dev(), (DType::Float32, None), requests.iter())
     }
 
     #[test]
