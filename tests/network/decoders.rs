@@ -67,7 +67,7 @@ fn all() -> Vec<Target> {
 #[test]
 fn decoders_give_a_value_or_an_error() {
     let _alone = alone();
-    let each = Duration::from_secs(flag("DG_FUZZ_SECONDS", 2) as u64);
+    let each = Duration::from_secs(flag("DG_FUZZ_SECONDS", 1) as u64);
     for (name, target, corpus) in all() {
         let mut random = Random(0x5eed);
         let (begin, mut count) = (Instant::now(), 0_u64);

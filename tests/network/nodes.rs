@@ -88,8 +88,7 @@ fn two_hosts_draw_one_picture_and_send_what_the_report_says() {
     println!(
         "{between} bytes between the nodes by the report, {counted} on the cable with all headers: × {factor:.4}"
     );
-    let expected = HEADERS;
-    assert!((factor / expected - 1.0).abs() < 0.05, "× {factor}, expected × {expected}");
+    assert!((factor / HEADERS - 1.0).abs() < 0.05, "× {factor}, expected × {HEADERS}");
     assert_eq!(report.ranks.len(), 4);
 }
 
@@ -108,7 +107,8 @@ fn between(report: &Report) -> u64 {
 /// Loses the node by `rules` while a job runs; it finishes on the others, and the node comes back by itself.
 fn partition(rig: &Rig, what: &str, rules: &str) {
     let serial = rig.serial(LONG);
-    let seen = rig.events().len();
+    let fences = || rig.agent_log("far").matches("the lease of this node is over").count();
+    let (seen, fences_before) = (rig.events().len(), fences());
     let job = rig.start(what, LONG);
     rig.await_status("running", Duration::from_secs(30), |status| {
         let ranks = status["ranks"].as_array().expect("a list");
@@ -118,7 +118,7 @@ fn partition(rig: &Rig, what: &str, rules: &str) {
     rig.net().rules(rules).expect("rules");
     let lost = rig.await_event("node_lost", "far", seen, (IDLE + Duration::from_millis(500)) * 5) - cut;
     let begin = Instant::now();
-    while !rig.agent_log("far").contains("the lease of this node is over") {
+    while fences() == fences_before {
         assert!(begin.elapsed() < Duration::from_secs(15), "it is not fenced: {}", rig.agent_log("far"));
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -142,19 +142,14 @@ fn partition(rig: &Rig, what: &str, rules: &str) {
 fn a_node_that_is_cut_off_is_lost_and_fenced_and_comes_back() {
     let _alone = alone();
     let Some(rig) = rig("partitions") else { return };
-    partition(
-        &rig,
-        "both ways",
-        "input meta l4proto udp drop\noutput oifname != \"lo\" meta l4proto udp drop\n",
-    );
-}
-
-#[test]
-fn a_node_that_is_heard_but_does_not_hear_is_lost_too() {
-    let _alone = alone();
-    let Some(rig) = rig("one-way partitions") else { return };
-    partition(&rig, "one way", "output oifname != \"lo\" meta l4proto udp drop\n");
-    partition(&rig, "the other way", "input iifname != \"lo\" meta l4proto udp drop\n");
+    let to = "output oifname != \"lo\" meta l4proto udp drop\n";
+    let from = "input iifname != \"lo\" meta l4proto udp drop\n";
+    partition(&rig, "both ways", &[to, from].concat());
+    // It is heard, but does not hear.
+    partition(&rig, "one way", to);
+    if flag("DG_FLAPS", 3) > 3 {
+        partition(&rig, "the other way", from);
+    }
 }
 
 #[test]
@@ -181,7 +176,8 @@ fn a_cable_that_loses_packets_slows_jobs_down_and_changes_nothing() {
     let _alone = alone();
     let Some(rig) = rig("loss") else { return };
     let serial = rig.serial(SMALL);
-    for percent in [0, 5, 10, 20] {
+    // A fifth lost takes TCP minutes.
+    for percent in [0, 5, 10, 20].into_iter().filter(|percent| *percent <= flag("DG_LOSS", 10)) {
         let rule = |chain: &str, device: &str| {
             format!(
                 "{chain} {device} != \"lo\" meta l4proto {{ tcp, udp }} numgen random mod 100 < {percent} drop\n"

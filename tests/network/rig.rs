@@ -221,9 +221,14 @@ impl Drop for Rig {
             let last = log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev();
             eprintln!("--- the end of the head's log\n{}", last.collect::<Vec<_>>().join("\n"));
         }
+        if let Some(net) = &self.net {
+            let _ = net.rules("");
+        }
         let args = ["down", "--cluster", "rig.toml"];
-        if let Ok(mut child) = self.command(cluster_bin(), &args, 0).spawn() {
-            let _ = child.wait();
+        let down = self.command(cluster_bin(), &args, 0).output();
+        if !down.is_ok_and(|output| output.status.success()) && self.head != 0 {
+            // Its agents end with it, a little later.
+            let _ = Command::new("kill").args(["-9", &self.head.to_string()]).status();
         }
         for agent in &mut self.agents {
             let until = Instant::now() + Duration::from_secs(5);

@@ -89,4 +89,4 @@ impl EventLog {
 const BYTES_MAX: u64 = 64 << 20;
 const LAST_MAX: usize = 2000;
 /// A message may quote what somebody else has sent.
-const MESSAGE_CHARS_MAX: usize = 8000;
+const MESSAGE_CHARS_MAX: usize = 2000;
