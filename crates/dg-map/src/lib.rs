@@ -3,7 +3,7 @@
 //! The one place outside the kernels that needs `unsafe`: a mapping is only as constant as the file behind it.
 //!
 //! # Layout
-//! [`MappedFile`] and [`keep_large_blocks`] are all there is.
+//! [`MappedFile`], [`keep_large_blocks`] and [`give_back`] are all there is.
 //!
 //! ```
 //! # let folder = std::env::temp_dir();
@@ -90,6 +90,21 @@ impl MappedFile {
 pub fn keep_large_blocks() -> bool {
     let few = std::thread::available_parallelism().is_ok_and(|n| n.get() <= PROCESSORS_MAX);
     few && keep_blocks()
+}
+
+/// Gives memory that nobody uses any more back to the system, for processes that live long and have seen a rush: the
+/// heap keeps what lies between blocks that are still in use. Whether there was any.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+pub fn give_back() -> bool {
+    // SAFETY: `malloc_trim` takes the allocator's own locks and touches no memory that is in use.
+    unsafe { libc::malloc_trim(0) == 1 }
+}
+
+/// Here the heap does as it likes.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn give_back() -> bool {
+    false
 }
 
 /// Processors from which on fresh pages are cheaper than clearing old ones.

@@ -144,6 +144,7 @@ impl Head {
             tokio::select! {
                 () = serving => {}
                 () = admitted::keep_up(admitted) => {}
+                () = give_back() => {}
             }
         });
         Ok(Self { actor, joined, endpoint, address, _lock: lock })
@@ -209,6 +210,16 @@ pub(super) fn lock(path: &Path) -> std::io::Result<Option<File>> {
         Err(std::fs::TryLockError::Error(error)) => Err(error),
     }
 }
+
+/// What a rush of questions has needed is not kept.
+async fn give_back() {
+    loop {
+        tokio::time::sleep(GIVE_BACK_EVERY).await;
+        let _ = tokio::task::spawn_blocking(dg_map::give_back).await;
+    }
+}
+
+const GIVE_BACK_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A number that is larger after each start of the head.
 fn next_term(folder: &Path) -> Result<u64, HeadError> {
