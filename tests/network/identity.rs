@@ -66,7 +66,7 @@ fn who_is_not_what_it_must_be_is_refused_with_a_line_in_the_log() {
         // Signed by the right authority, but the head has never heard of it, as after `certs revoke`.
         refused(&rig, "not on the list", shown(|_| ()), "not admitted", "is not admitted").await;
         let old = forge.shown("left", |_| ());
-        let old = ClientConfig::new(Arc::new(crate::forge::OldTls(Arc::new(forge.tls(Some(old))))));
+        let old = ClientConfig::new(Arc::new(crate::old_session::OldTls(Arc::new(forge.tls(Some(old))))));
         refused(&rig, "old TLS", old, "error 70", "must speak TLS 1.3").await;
         // A client's certificate cannot pass for a node: what it says is a question, and not understood as one.
         other_name(&rig).await;

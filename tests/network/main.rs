@@ -12,5 +12,7 @@ mod load;
 mod mutate;
 mod net;
 mod nodes;
+#[path = "../../crates/dg-net/tests/support/old_session.rs"]
+mod old_session;
 mod raw;
 mod rig;

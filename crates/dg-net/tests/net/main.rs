@@ -5,6 +5,8 @@ mod identity;
 mod join;
 mod kept;
 mod matrix;
+#[path = "../support/old_session.rs"]
+mod old_session;
 mod old_tls;
 mod peers;
 #[allow(dead_code, reason = "the other suite uses the rest")]
