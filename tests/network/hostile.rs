@@ -85,7 +85,7 @@ fn under_attack(rig: &Rig, what: &str, harm: impl FnOnce(&Rig)) {
 fn random_datagrams_are_nothing() {
     let _alone = alone();
     let rig = Rig::local();
-    let count = flag("DG_DATAGRAMS", 100_000);
+    let count = flag("DG_DATAGRAMS", 1_000_000);
     under_attack(&rig, "datagrams", |rig| {
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         let mut random = Random(0xda7a);
