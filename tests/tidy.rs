@@ -297,7 +297,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 const TEST_DATA_BYTES_MAX: u64 = 28_000_000;
 
 /// Floor of every crate that is shipped.
-const FLOORS: [(&str, u8); 13] = [
+const FLOORS: [(&str, u8); 14] = [
     ("dg-core", 0),
     ("dg-comm", 1),
     ("dg-config", 1),
@@ -307,6 +307,7 @@ const FLOORS: [(&str, u8); 13] = [
     ("dg-demo", 2),
     ("dg-flux", 2),
     ("dg-kernels", 2),
+    ("dg-nccl", 2),
     ("dg-net", 2),
     ("dg-runtime", 3),
     ("diffgentor", 4),
@@ -320,7 +321,7 @@ const BESIDE: [(&str, &str); 1] = [("dg-flux", "dg-kernels")];
 const DEV_CRATES: [&str; 3] = ["dg-bench", "dg-testkit", "diffgentor-tests"];
 
 /// A family of crates (`burn`, `burn-flex`, …) and who may name it.
-const RESTRICTED: [(&str, &[&str]); 17] = [
+const RESTRICTED: [(&str, &[&str]); 18] = [
     ("bincode", &["dg-net"]),
     ("burn", &["dg-comm", "dg-cuda", "dg-flux", "dg-kernels"]),
     ("clap", &["dg-cluster", "diffgentor"]),
@@ -328,6 +329,7 @@ const RESTRICTED: [(&str, &[&str]); 17] = [
     ("cudarc", &["dg-cuda"]),
     ("hf-hub", &["dg-hub"]),
     ("indicatif", &["dg-cluster", "diffgentor"]),
+    ("libloading", &["dg-nccl"]),
     ("memmap2", &["dg-map"]),
     ("quinn", &["dg-net"]),
     ("ractor", &["dg-net", "dg-runtime"]),
@@ -341,8 +343,8 @@ const RESTRICTED: [(&str, &[&str]); 17] = [
 ];
 
 /// Where unsafe code may stand.
-const UNSAFE_ALLOWED: [&str; 3] =
-    ["crates/dg-cuda/src/", "crates/dg-kernels/src/simd/", "crates/dg-map/src/"];
+const UNSAFE_ALLOWED: [&str; 4] =
+    ["crates/dg-cuda/src/", "crates/dg-kernels/src/simd/", "crates/dg-map/src/", "crates/dg-nccl/"];
 
 const ROOT: [&str; 10] = [
     "Cargo.lock",
