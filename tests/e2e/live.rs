@@ -10,11 +10,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 /// A folder with a cluster's file, whose cluster is taken down at the end.
-struct Live(Place);
+pub(crate) struct Live(pub(crate) Place);
 
 impl Live {
     /// One whose nodes are these, on a free port.
-    fn new(nodes: &str) -> Self {
+    pub(crate) fn new(nodes: &str) -> Self {
         let place = Place::new();
         let port =
             UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
@@ -23,7 +23,7 @@ impl Live {
         Self(place)
     }
 
-    fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         self.0.cluster(args, &[]).expect_success().stdout
     }
 
@@ -40,13 +40,13 @@ impl Live {
         serde_json::from_str(&self.ok(&[args, &["-o", "json"]].concat())).expect("one JSON object")
     }
 
-    fn draw(&self, folder: &str, args: &[&str]) -> Output {
+    pub(crate) fn draw(&self, folder: &str, args: &[&str]) -> Output {
         let asked = ["--prompt", "red apple", "--seed", "7", "--output_dir", folder];
         self.0.run(&[SMALL, &asked, args].concat())
     }
 
     /// Until the cluster is as it should be.
-    fn wait(&self, what: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait(&self, what: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             let status = self.json(&["status"]);

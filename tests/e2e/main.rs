@@ -14,4 +14,5 @@ mod prompts;
 mod ranks;
 mod resume;
 mod signals;
+mod sshd;
 mod threads;
