@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "functions of other libraries are what they say they are")]
 
 use crate::error::{GpuError, Result};
+use std::error::Error;
 use std::path::PathBuf;
 
 /// A library that is loaded, for as long as the program runs: what it has started in this process cannot be stopped.
@@ -22,7 +23,8 @@ impl Dynamic {
                     let path = whence(name);
                     return Ok(Box::leak(Box::new(Self { library, path })));
                 }
-                Err(error) => reason = error.to_string(),
+                // What the system says is behind it.
+                Err(error) => reason = error.source().map_or_else(|| error.to_string(), ToString::to_string),
             }
         }
         let tried: Vec<_> = names.iter().map(|name| name.display().to_string()).collect();

@@ -39,6 +39,16 @@ pub enum GpuError {
         /// What the system said of the last one.
         reason: String,
     },
+    /// NVRTC is not there.
+    #[error(
+        "no NVRTC here: {tried} cannot be loaded ({reason}); hint: install the CUDA toolkit (12 or 13), or its NVRTC package"
+    )]
+    NoNvrtc {
+        /// Names that were tried.
+        tried: String,
+        /// What the system said of the last one.
+        reason: String,
+    },
     /// A library lacks a function that is needed.
     #[error("{library} lacks the function {symbol}; hint: it is another library of that name, or too old")]
     NoSymbol {

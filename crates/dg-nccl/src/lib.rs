@@ -10,6 +10,7 @@
 //! - [`nccl`]: [`Nccl`]: the communicator
 //! - `edge`: one direction between two ranks; `engine`: the thread that makes all calls to NCCL; `ticket`: what goes
 //!   over the host's plane beside the data
+//! - [`facts`]: what this machine has of all that, for `doctor`; [`usage`]: how busy its devices are
 //! - [`error`]: [`GpuError`]
 //!
 //! # How messages travel
@@ -36,10 +37,12 @@ mod dynamic;
 mod edge;
 mod engine;
 pub mod error;
+pub mod facts;
 pub mod library;
 pub mod memory;
 pub mod nccl;
 mod ticket;
+pub mod usage;
 
 pub use driver::{Context, Driver};
 pub use error::{GpuError, Version};

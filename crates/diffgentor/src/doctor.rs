@@ -6,6 +6,7 @@ use crate::output::printer::print;
 use crate::{hub, machine, models};
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
+use dg_nccl::facts::{Facts, Found};
 use serde::Serialize;
 use std::path::Path;
 
@@ -31,10 +32,12 @@ impl Check {
 
 /// Checks the machine. Asks nothing of the network.
 pub(crate) fn doctor(json: bool) -> Result<ExitCode, Failure> {
-    let checks = [cpu(), threads(), memory(), disk(), demo(), hub(), gpu()];
+    let mut checks = vec![cpu(), threads(), memory(), disk(), demo(), hub()];
+    let needed = checks.len();
+    checks.extend(gpus(&dg_nccl::facts::look()));
     if json {
-        // a GPU is not missed: this build has no use for one
-        let ok = checks.iter().all(|c| c.ok || c.name == "gpu");
+        // a GPU is not missed: pictures are made without one
+        let ok = checks.iter().take(needed).all(|c| c.ok);
         print(&serde_json::json!({"ok": ok, "checks": checks}).to_string());
     } else {
         let lines: Vec<String> = checks.iter().map(|c| line(c, unicode())).collect();
@@ -111,8 +114,58 @@ fn hub() -> Check {
     }
 }
 
-fn gpu() -> Check {
-    Check::bad("gpu", "not in this build", "pictures are made on the CPU")
+/// The devices, and what they need. Where no driver is, nothing else is said.
+fn gpus(facts: &Facts) -> Vec<Check> {
+    let driver = match &facts.driver {
+        Ok(driver) => driver,
+        Err(error) => {
+            let text = error.to_string();
+            let what = text.split("; hint: ").next().unwrap_or_default().to_owned();
+            return vec![Check::bad(
+                "gpu",
+                what,
+                "pictures are made on the CPU; docs/gpu.md has what a GPU needs",
+            )];
+        }
+    };
+    let devices = driver.devices.iter().enumerate().map(|(number, (name, memory))| {
+        let busy = facts.nvml.as_ref().ok().and_then(|nvml| nvml.devices.get(number));
+        let busy = busy.filter(|usage| usage.name == *name).map(|usage| {
+            let percent = usage.busy_percent.map_or(String::new(), |percent| format!(", {percent} % busy"));
+            format!(", {} in use{percent}", machine::bytes(usage.used_bytes))
+        });
+        Check::good(
+            "gpu",
+            format!("{number}: {name}, {}{}", machine::bytes(*memory), busy.unwrap_or_default()),
+        )
+    });
+    let mut checks: Vec<Check> = devices.collect();
+    if checks.is_empty() {
+        checks.push(Check::bad("gpu", "the driver sees no device", "CUDA_VISIBLE_DEVICES hides devices"));
+    }
+    let packages =
+        facts.nvml.as_ref().map_or_else(|error| format!("NVML: {error}"), |nvml| nvml.driver.clone());
+    let library = format!("{packages}, CUDA {}, {}", driver.library.version, driver.library.path.display());
+    checks.push(Check::good("driver", library));
+    checks.push(found("nvrtc", facts.nvrtc.clone(), "kernels cannot be compiled without it"));
+    let headers = facts.headers.as_ref().map(|folder| folder.display().to_string());
+    checks.push(headers.map_or_else(
+        || Check::bad("cuda", "no headers", "install the CUDA toolkit, or set CUDA_PATH"),
+        |headers| Check::good("cuda", format!("headers in {headers}")),
+    ));
+    let nccl = facts.nccl.as_ref().map(Clone::clone).map_err(ToString::to_string);
+    checks.push(found("nccl", nccl, "one GPU needs none; several of one job do"));
+    checks
+}
+
+fn found(name: &'static str, library: Result<Found, String>, otherwise: &str) -> Check {
+    match library {
+        Ok(found) => Check::good(name, format!("{}, {}", found.version, found.path.display())),
+        Err(error) => {
+            let (what, hint) = error.split_once("; hint: ").unwrap_or((&error, otherwise));
+            Check::bad(name, what, format!("{hint}; {otherwise}"))
+        }
+    }
 }
 
 fn line(c: &Check, unicode: bool) -> String {
@@ -140,6 +193,44 @@ const DISK_SMALL: u64 = 256 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A machine with two GPUs and no NCCL, and one without a driver.
+    #[test]
+    fn gpus_are_listed_with_what_they_need() {
+        use dg_nccl::GpuError;
+        use dg_nccl::facts::{DriverFacts, NvmlFacts};
+        let found = |version: &str| Found { path: "/lib/x.so".into(), version: version.into() };
+        let devices = vec![("H200".into(), 139 << 30), ("H200".into(), 139 << 30)];
+        let none = |tried: &str| (tried.to_owned(), "not found".to_owned());
+        let (tried, reason) = none("libnccl.so.2");
+        let facts = Facts {
+            driver: Ok(DriverFacts { library: found("12.8"), devices }),
+            nvml: Ok(NvmlFacts { driver: "570.1".into(), devices: Vec::new() }),
+            nvrtc: Ok(found("12.8")),
+            headers: None,
+            nccl: Err(GpuError::NoNccl { tried, reason }),
+        };
+        let checks = gpus(&facts);
+        let names: Vec<_> = checks.iter().map(|check| (check.name, check.ok)).collect();
+        let expected = [
+            ("gpu", true),
+            ("gpu", true),
+            ("driver", true),
+            ("nvrtc", true),
+            ("cuda", false),
+            ("nccl", false),
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(checks[1].detail, "1: H200, 139.0 GiB");
+        assert_eq!(checks[2].detail, "570.1, CUDA 12.8, /lib/x.so");
+        assert!(
+            checks[5].hint.as_ref().is_some_and(|hint| hint.contains("libnccl2") && hint.contains("one GPU"))
+        );
+        let (tried, reason) = none("libcuda.so.1");
+        let bare = gpus(&Facts { driver: Err(GpuError::NoDriver { tried, reason }), ..facts });
+        assert!(bare.len() == 1 && bare[0].detail.starts_with("no NVIDIA driver here"), "{bare:?}");
+        assert!(!bare[0].detail.contains("hint"), "{bare:?}");
+    }
 
     #[test]
     fn lines_are_plain_where_they_must_be() {

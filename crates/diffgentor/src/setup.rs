@@ -77,7 +77,8 @@ pub(crate) fn check_machine(settings: &Settings) -> Result<(), Failure> {
     let asked = |key: Key| settings.origin(key).map(|o| format!(" ({o})")).unwrap_or_default();
     if settings.text(Key::Device) == Some("cuda") {
         let message = format!("device cuda{}: this build has no CUDA", asked(Key::Device));
-        return Err(Failure::infeasible(message).hint("use --device cpu or leave it out"));
+        let hint = "build it with `--features cuda` (docs/gpu.md), or use --device cpu";
+        return Err(Failure::infeasible(message).hint(hint));
     }
     if settings.text(Key::Backend) != Some("serial") {
         return Ok(());
