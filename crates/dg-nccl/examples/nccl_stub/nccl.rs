@@ -1,188 +1,28 @@
-//! Stands for `libcuda` and `libnccl` where there is no GPU: devices are memory of the host, streams are threads, and
-//! sends and receives of the ranks of one process really move bytes.
-//!
-//! It is as strict as the real ones where it matters: work of a stream runs in order, a send ends when its receive has
-//! taken it, calls of a group run beside each other, communicators are made in the background, and an abort frees the
-//! calls of its own rank only. The functions `stub_*` break it on purpose.
-#![allow(unsafe_code, unsafe_op_in_unsafe_fn, non_snake_case, missing_docs, clippy::missing_safety_doc)]
+//! NCCL's functions.
 
+use crate::driver::Stream;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering::SeqCst};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
-
-// --- the driver
-
-static ALLOCATED: AtomicI64 = AtomicI64::new(0);
-static SIZES: Mutex<Option<HashMap<u64, usize>>> = Mutex::new(None);
-/// Bytes that can be allocated at most.
-static MEMORY: AtomicI64 = AtomicI64::new(8 << 30);
-
-type Work = Box<dyn FnOnce() + Send>;
-
-struct Stream(Sender<Work>);
-
-/// Done when the flag says so; never recorded counts as done.
-struct Event(Mutex<Arc<AtomicBool>>);
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuInit(_: c_uint) -> c_int {
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
-    *version = 12_080;
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> c_int {
-    *count = 2;
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> c_int {
-    *device = ordinal;
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, device: c_int) -> c_int {
-    let text = format!("Stub {device}");
-    let bytes = text.bytes().take(length as usize - 1).chain([0]);
-    bytes.enumerate().for_each(|(i, byte)| *name.add(i) = byte as c_char);
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, _: c_int) -> c_int {
-    *bytes = MEMORY.load(SeqCst) as usize;
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, device: c_int) -> c_int {
-    *context = (0x1000 + device as usize) as *mut c_void;
-    0
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuDevicePrimaryCtxRelease_v2(_: c_int) -> c_int {
-    0
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn cuCtxSetCurrent(context: *mut c_void) -> c_int {
-    if context.is_null() { 201 } else { 0 }
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
-    *total = MEMORY.load(SeqCst) as usize;
-    *free = (MEMORY.load(SeqCst) - ALLOCATED.load(SeqCst)).max(0) as usize;
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemAlloc_v2(at: *mut u64, bytes: usize) -> c_int {
-    if ALLOCATED.load(SeqCst) + bytes as i64 > MEMORY.load(SeqCst) {
-        return 2;
-    }
-    ALLOCATED.fetch_add(bytes as i64, SeqCst);
-    // Rubbish, as on a device.
-    let memory = vec![0xa5_u64; bytes.div_ceil(8)].into_boxed_slice();
-    *at = Box::into_raw(memory).cast::<u64>() as u64;
-    SIZES.lock().unwrap().get_or_insert_default().insert(*at, bytes);
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemFree_v2(at: u64) -> c_int {
-    let Some(bytes) = SIZES.lock().unwrap().get_or_insert_default().remove(&at) else { return 1 };
-    ALLOCATED.fetch_sub(bytes as i64, SeqCst);
-    drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(at as *mut u64, bytes.div_ceil(8))));
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, bytes: usize) -> c_int {
-    std::ptr::copy_nonoverlapping(from.cast::<u8>(), to as *mut u8, bytes);
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, bytes: usize) -> c_int {
-    std::ptr::copy_nonoverlapping(from as *const u8, to.cast::<u8>(), bytes);
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuStreamCreate(stream: *mut *mut c_void, _: c_uint) -> c_int {
-    let (sender, work) = channel::<Work>();
-    std::thread::spawn(move || work.into_iter().for_each(|work| work()));
-    *stream = Box::into_raw(Box::new(Stream(sender))).cast();
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuStreamDestroy_v2(stream: *mut c_void) -> c_int {
-    drop(Box::from_raw(stream.cast::<Stream>()));
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventCreate(event: *mut *mut c_void, _: c_uint) -> c_int {
-    *event = Box::into_raw(Box::new(Event(Mutex::new(Arc::new(AtomicBool::new(true)))))).cast();
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventRecord(event: *mut c_void, stream: *mut c_void) -> c_int {
-    let flag = Arc::new(AtomicBool::new(false));
-    *(*event.cast::<Event>()).0.lock().unwrap() = flag.clone();
-    let _ = (*stream.cast::<Stream>()).0.send(Box::new(move || flag.store(true, SeqCst)));
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventQuery(event: *mut c_void) -> c_int {
-    if (*event.cast::<Event>()).0.lock().unwrap().load(SeqCst) { 0 } else { 600 }
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuEventDestroy_v2(event: *mut c_void) -> c_int {
-    drop(Box::from_raw(event.cast::<Event>()));
-    0
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuGetErrorString(code: c_int, text: *mut *const c_char) -> c_int {
-    *text = if code == 2 { c"out of memory".as_ptr() } else { c"stub error".as_ptr() };
-    0
-}
-
-// --- NCCL
 
 const SYSTEM_ERROR: c_int = 2;
 const INVALID_USAGE: c_int = 5;
 const IN_PROGRESS: c_int = 7;
 
-static VERSION: AtomicI32 = AtomicI32::new(22_304);
+pub(crate) static VERSION: AtomicI32 = AtomicI32::new(22_304);
 /// Sends after which one fails in the background; negative: none.
-static FAIL_AFTER: AtomicI64 = AtomicI64::new(-1);
+pub(crate) static FAIL_AFTER: AtomicI64 = AtomicI64::new(-1);
 /// Communicators whose other end is never found.
-static NO_PEER: AtomicBool = AtomicBool::new(false);
+pub(crate) static NO_PEER: AtomicBool = AtomicBool::new(false);
 /// Communicators that live.
-static COMMS: AtomicI64 = AtomicI64::new(0);
+pub(crate) static COMMS: AtomicI64 = AtomicI64::new(0);
 /// Calls of a communicator after its abort, and other things that must not happen.
-static WRONG: AtomicI64 = AtomicI64::new(0);
-static GROUPS: AtomicI64 = AtomicI64::new(0);
-static CALLS: AtomicI64 = AtomicI64::new(0);
+pub(crate) static WRONG: AtomicI64 = AtomicI64::new(0);
+pub(crate) static GROUPS: AtomicI64 = AtomicI64::new(0);
+pub(crate) static CALLS: AtomicI64 = AtomicI64::new(0);
 
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -474,33 +314,4 @@ pub extern "C" fn ncclGetErrorString(code: c_int) -> *const c_char {
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclGetLastError(comm: *mut c_void) -> *const c_char {
     if comm.is_null() { std::ptr::null() } else { c"the stub's cable was pulled".as_ptr() }
-}
-
-// --- for tests
-
-#[unsafe(no_mangle)]
-pub extern "C" fn stub_version(version: c_int) {
-    VERSION.store(version, SeqCst);
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn stub_fail_after(sends: i64) {
-    FAIL_AFTER.store(sends, SeqCst);
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn stub_no_peer(yes: bool) {
-    NO_PEER.store(yes, SeqCst);
-}
-
-#[unsafe(no_mangle)]
-pub extern "C" fn stub_memory(bytes: i64) {
-    MEMORY.store(bytes, SeqCst);
-}
-
-/// Communicators, allocated bytes, wrong calls, groups and calls so far.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn stub_counts(counts: *mut i64) {
-    let all = [&COMMS, &ALLOCATED, &WRONG, &GROUPS, &CALLS];
-    all.iter().enumerate().for_each(|(i, count)| *counts.add(i) = count.load(SeqCst));
 }
