@@ -66,7 +66,39 @@ pub use pipeline::{Pipeline, PipelineOptions};
 pub use repo::ModelRepo;
 pub use source::ModelSource;
 
+/// What a rank computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The first NVIDIA GPU that the process sees.
+    Cuda,
+}
+
 /// The CPU device.
 pub fn cpu() -> burn::tensor::Device {
     burn::tensor::Device::flex()
+}
+
+/// The device of that kind.
+///
+/// # Errors
+/// What is missing on this machine or in this build, with a hint.
+pub fn device(kind: DeviceKind) -> Result<burn::tensor::Device, String> {
+    match kind {
+        DeviceKind::Cpu => Ok(cpu()),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => dg_cuda::device::first(),
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => {
+            Err("this build has no CUDA; hint: build it with `--features cuda` (docs/gpu.md)".into())
+        }
+    }
+}
+
+/// Whether tensors of the device are memory of the host.
+#[cfg(feature = "cuda")]
+pub(crate) fn is_cpu(device: &burn::tensor::Device) -> bool {
+    matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_))
 }

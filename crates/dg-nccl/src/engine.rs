@@ -2,11 +2,11 @@
 
 use crate::driver::Context;
 use crate::edge::{Edge, End, Transfer};
-use crate::error::Result;
+use crate::error::{GpuError, Result};
 use crate::library::{Library, Raw};
 use crate::memory::{Arena, Memory};
 use crate::ticket::{RECORD, Record};
-use dg_comm::{Block, CommError, Communicator, Deadline, Gone, Pending};
+use dg_comm::{Block, BlockShape, CommError, Communicator, Deadline, Gone, Pending};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -151,7 +151,7 @@ pub(crate) struct Engine {
     /// The next record of each peer.
     records: Vec<Option<Pending>>,
     /// Messages that were announced and have no room yet.
-    announced: Vec<VecDeque<(u64, u64)>>,
+    announced: Vec<VecDeque<(u64, BlockShape)>>,
     edges: BTreeMap<(usize, End), Edge>,
 }
 
@@ -279,7 +279,7 @@ impl Engine {
 
     fn obey(&mut self, from: usize, record: Record) -> Result<()> {
         match record {
-            Record::Data { serial, bytes } => self.announced[from].push_back((serial, bytes)),
+            Record::Data { serial, shape } => self.announced[from].push_back((serial, shape)),
             Record::Void { serial } => self.shared.lock().discard(from, serial),
             Record::Arrived { count } => {
                 let mut state = self.shared.lock();
@@ -323,7 +323,8 @@ impl Engine {
     /// Makes room for messages in the order in which they were announced, as far as the limit lets it.
     fn make_room(&mut self) -> Result<()> {
         for from in 0..self.announced.len() {
-            while let Some((serial, bytes)) = self.announced[from].front().copied() {
+            while let Some((serial, shape)) = self.announced[from].front().copied() {
+                let bytes = shape.bytes();
                 {
                     let mut state = self.shared.lock();
                     let peer = &mut state.peers[from];
@@ -335,9 +336,9 @@ impl Engine {
                     peer.untaken += bytes;
                 }
                 self.announced[from].pop_front();
-                let size = usize::try_from(bytes).unwrap_or(usize::MAX);
-                let owner = self.arena.room(size)?;
-                let memory = Arc::new(Memory::whole(owner, size));
+                let owner = self.arena.room(shape)?;
+                let short = GpuError::OutOfMemory { need: bytes, free: owner.bytes() as u64, total: 0 };
+                let memory = Arc::new(Memory::new(owner, shape).ok_or(short)?);
                 self.edge(from, End::Receiver)?.push(Transfer { serial, memory });
             }
         }

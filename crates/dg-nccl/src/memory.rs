@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Who owns a piece of device memory: an allocation of the driver, or a tensor of a framework.
-pub trait Owner: fmt::Debug + Send + Sync {
+pub trait Owner: std::any::Any + fmt::Debug + Send + Sync {
     /// Where it begins on the device. It stays there for as long as the owner lives.
     fn address(&self) -> u64;
 
@@ -26,17 +26,17 @@ pub trait Owner: fmt::Debug + Send + Sync {
 
 /// Where received messages are put.
 pub trait Arena: Send + Sync {
-    /// Room for so many bytes. Nothing on the device may use it but who gets it.
+    /// Room for that message. Nothing on the device may use it but who gets it.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`], or what the device says.
-    fn room(&self, bytes: usize) -> Result<Arc<dyn Owner>>;
+    fn room(&self, shape: BlockShape) -> Result<Arc<dyn Owner>>;
 
-    /// The same with these bytes in it.
+    /// The same with these values in it, in native byte order.
     ///
     /// # Errors
     /// As for [`room`](Self::room).
-    fn filled(&self, bytes: &[u8]) -> Result<Arc<dyn Owner>>;
+    fn filled(&self, shape: BlockShape, bytes: &[u8]) -> Result<Arc<dyn Owner>>;
 }
 
 /// Dense values on a device; clones and slices share the memory.
@@ -54,18 +54,6 @@ impl Memory {
     pub fn new(owner: Arc<dyn Owner>, shape: BlockShape) -> Option<Self> {
         let bytes = usize::try_from(shape.bytes()).ok().filter(|bytes| *bytes <= owner.bytes())?;
         Some(Self { owner, range: 0..bytes, size: shape.dtype.bytes() as usize })
-    }
-
-    /// The first bytes of `owner`, whatever they are.
-    pub(crate) fn whole(owner: Arc<dyn Owner>, bytes: usize) -> Self {
-        let range = 0..bytes.min(owner.bytes());
-        Self { owner, range, size: 1 }
-    }
-
-    /// The same bytes as values of this format.
-    pub(crate) fn of_shape(&self, shape: BlockShape) -> Option<Self> {
-        let is_all = usize::try_from(shape.bytes()).ok() == Some(self.bytes());
-        is_all.then(|| Self { size: shape.dtype.bytes() as usize, ..self.clone() })
     }
 
     /// Where it is on the device.
@@ -120,7 +108,7 @@ impl Pool {
     }
 
     fn take(&self, bytes: usize) -> Result<Pooled> {
-        let size = bytes.max(1).next_multiple_of(GRAIN);
+        let size = bytes.max(1).checked_next_multiple_of(GRAIN).unwrap_or(bytes);
         let kept = {
             let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
             free.get_mut(&size).and_then(Vec::pop)
@@ -142,11 +130,11 @@ impl Pool {
 }
 
 impl Arena for Pool {
-    fn room(&self, bytes: usize) -> Result<Arc<dyn Owner>> {
-        Ok(Arc::new(self.take(bytes)?))
+    fn room(&self, shape: BlockShape) -> Result<Arc<dyn Owner>> {
+        Ok(Arc::new(self.take(usize::try_from(shape.bytes()).unwrap_or(usize::MAX))?))
     }
 
-    fn filled(&self, bytes: &[u8]) -> Result<Arc<dyn Owner>> {
+    fn filled(&self, _: BlockShape, bytes: &[u8]) -> Result<Arc<dyn Owner>> {
         let pooled = self.take(bytes.len())?;
         pooled.allocation().write(bytes)?;
         Ok(Arc::new(pooled))
@@ -196,7 +184,7 @@ pub struct Upload(pub Arc<dyn Arena>);
 
 impl Upload {
     pub(crate) fn memory(&self, shape: BlockShape, bytes: &[u8]) -> Result<Arc<Memory>> {
-        let owner = self.0.filled(bytes)?;
+        let owner = self.0.filled(shape, bytes)?;
         let short = GpuError::OutOfMemory { need: shape.bytes(), free: owner.bytes() as u64, total: 0 };
         Memory::new(owner, shape).map(Arc::new).ok_or(short)
     }

@@ -127,14 +127,14 @@ impl Nccl {
     }
 
     /// Announces a message to another rank and hands it to the thread; gives its number.
-    fn announce(&self, to: usize, call: &Call, memory: Arc<Memory>) -> Result<u64> {
+    fn announce(&self, to: usize, call: &Call, shape: BlockShape, memory: Arc<Memory>) -> Result<u64> {
         let _ordered = lock(&self.order[to]);
         let serial = {
             let mut state = self.wait_for_room(to, call)?;
             state.peers[to].unarrived += 1;
             state.number(to)
         };
-        let record = Record::Data { serial, bytes: memory.bytes() as u64 };
+        let record = Record::Data { serial, shape };
         // There is room for it: few of them are on their way.
         let said = self.inner.send(to, &Record::call(Deadline::after(ANNOUNCE_MAX)), record.pack());
         let mut state = self.shared.lock();
@@ -213,7 +213,7 @@ impl Communicator for Nccl {
             0
         } else {
             let memory = self.memory(call, &block)?;
-            self.announce(to, call, memory)?
+            self.announce(to, call, shape, memory)?
         };
         let sent = self.inner.send(to, call, Ticket { shape, serial }.pack());
         if sent.is_ok() {
@@ -356,8 +356,8 @@ impl Posted {
         if ticket.shape.len == 0 {
             return Some(Block::empty(ticket.shape.dtype));
         }
-        let memory = state.take(self.from, ticket.serial)?.of_shape(ticket.shape)?;
-        Some(Block::on_device(ticket.shape, Arc::new(memory)))
+        let memory = state.take(self.from, ticket.serial)?;
+        Some(Block::on_device(ticket.shape, memory))
     }
 
     fn wait_for_data(&self, ticket: Ticket, deadline: Deadline) -> Result<Block> {

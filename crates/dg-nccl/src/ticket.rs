@@ -16,8 +16,8 @@ pub(crate) struct Ticket {
 /// What the threads of two ranks tell each other, in the order in which it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// A message with so many bytes follows on the device.
-    Data { serial: u64, bytes: u64 },
+    /// A message of that shape follows on the device.
+    Data { serial: u64, shape: BlockShape },
     /// Nobody will ask for that message.
     Void { serial: u64 },
     /// So many messages have arrived on the receiver's device.
@@ -33,26 +33,23 @@ pub(crate) const RECORD: BlockShape = BlockShape::bf16((8 + ID_BYTES) / 2);
 
 impl Ticket {
     pub(crate) fn pack(self) -> Block {
-        let dtype = u64::from(self.shape.dtype == DType::Bfloat16);
-        pack(TICKET, &[dtype, self.shape.len as u64, self.serial])
+        let [dtype, len] = words(self.shape);
+        pack(TICKET, &[dtype, len, self.serial])
     }
 
     pub(crate) fn unpack(block: &Block) -> Option<Self> {
         let words = unpack(block, TICKET)?;
-        let dtype = match words.first()? {
-            0 => DType::Float32,
-            1 => DType::Bfloat16,
-            _ => return None,
-        };
-        let len = usize::try_from(*words.get(1)?).ok()?;
-        Some(Self { shape: BlockShape { dtype, len }, serial: *words.get(2)? })
+        Some(Self { shape: shape(words.first()?, words.get(1)?)?, serial: *words.get(2)? })
     }
 }
 
 impl Record {
     pub(crate) fn pack(self) -> Block {
         match self {
-            Self::Data { serial, bytes } => pack(RECORD, &[0, serial, bytes]),
+            Self::Data { serial, shape } => {
+                let [dtype, len] = words(shape);
+                pack(RECORD, &[0, serial, dtype, len])
+            }
             Self::Void { serial } => pack(RECORD, &[1, serial]),
             Self::Arrived { count } => pack(RECORD, &[2, count]),
             Self::Open(RawId(id)) => {
@@ -65,7 +62,7 @@ impl Record {
     pub(crate) fn unpack(block: &Block) -> Option<Self> {
         let words = unpack(block, RECORD)?;
         Some(match words.first()? {
-            0 => Self::Data { serial: *words.get(1)?, bytes: *words.get(2)? },
+            0 => Self::Data { serial: *words.get(1)?, shape: shape(words.get(2)?, words.get(3)?)? },
             1 => Self::Void { serial: *words.get(1)? },
             2 => Self::Arrived { count: *words.get(1)? },
             3 => {
@@ -87,6 +84,19 @@ impl Record {
 
 /// A number that no group of ranks has: groups' numbers are odd.
 const GROUP: u64 = 0x6e63_636c_0000_0000;
+
+fn words(shape: BlockShape) -> [u64; 2] {
+    [u64::from(shape.dtype == DType::Bfloat16), shape.len as u64]
+}
+
+fn shape(dtype: &u64, len: &u64) -> Option<BlockShape> {
+    let dtype = match dtype {
+        0 => DType::Float32,
+        1 => DType::Bfloat16,
+        _ => return None,
+    };
+    Some(BlockShape { dtype, len: usize::try_from(*len).ok()? })
+}
 
 fn pack(shape: BlockShape, words: &[u64]) -> Block {
     let halves =
@@ -111,7 +121,7 @@ mod tests {
     fn what_is_packed_is_unpacked() {
         let id = RawId(std::array::from_fn(|i| (i * 37) as u8));
         let records = [
-            Record::Data { serial: u64::MAX, bytes: 1 << 40 },
+            Record::Data { serial: u64::MAX, shape: BlockShape::bf16(1 << 40) },
             Record::Void { serial: 3 },
             Record::Arrived { count: 0x1234_5678_9abc_def0 },
             Record::Open(id),

@@ -11,7 +11,31 @@ pub(super) fn pack<const D: usize>(t: Tensor<D>, p: Precision, call: &Call) -> R
         Precision::Bf16 => t.cast(DType::BF16),
         Precision::F32 => t,
     };
-    Block::from_tensor(t).ok_or_else(|| unfit(call))
+    block(t).ok_or_else(|| unfit(call))
+}
+
+/// A message of device memory if the tensor is on a GPU.
+#[cfg(feature = "cuda")]
+fn block<const D: usize>(t: Tensor<D>) -> Option<Block> {
+    if crate::is_cpu(&t.device()) { Block::from_tensor(t) } else { dg_cuda::tensor::block(t) }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn block<const D: usize>(t: Tensor<D>) -> Option<Block> {
+    Block::from_tensor(t)
+}
+
+#[cfg(feature = "cuda")]
+fn tensor<const D: usize>(block: &Block, shape: [usize; D]) -> Option<Tensor<D>> {
+    match block.device() {
+        Some(_) => dg_cuda::tensor::tensor(block, shape),
+        None => block.to_tensor(shape),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn tensor<const D: usize>(block: &Block, shape: [usize; D]) -> Option<Tensor<D>> {
+    block.to_tensor(shape)
 }
 
 /// The inverse of [`pack`], in f32.
@@ -20,7 +44,7 @@ pub(super) fn unpack<const D: usize>(
     shape: [usize; D],
     call: &Call,
 ) -> Result<Tensor<D>, CommError> {
-    let t = block.to_tensor(shape).ok_or_else(|| unfit(call))?;
+    let t = tensor(block, shape).ok_or_else(|| unfit(call))?;
     Ok(if t.dtype() == DType::F32 { t } else { t.cast(DType::F32) })
 }
 

@@ -4,7 +4,14 @@
 //! It is as strict as the real ones where it matters: work of a stream runs in order, a send ends when its receive has
 //! taken it, calls of a group run beside each other, communicators are made in the background, and an abort frees the
 //! calls of its own rank only. The functions `stub_*` break it on purpose.
-#![allow(unsafe_code, unsafe_op_in_unsafe_fn, non_snake_case, missing_docs, unreachable_pub, clippy::missing_safety_doc)]
+#![allow(
+    unsafe_code,
+    unsafe_op_in_unsafe_fn,
+    non_snake_case,
+    missing_docs,
+    unreachable_pub,
+    clippy::missing_safety_doc
+)]
 
 mod driver;
 mod nccl;
