@@ -5,6 +5,7 @@
 
 mod decoders;
 mod forge;
+mod guests;
 mod hostile;
 mod identity;
 mod joining;

@@ -35,8 +35,10 @@ impl State {
             return;
         }
         let is_new = node.incarnation != incarnation;
-        // The older connection of the node ends with this.
-        let old = node.link.replace(link);
+        // Others hold the older link too.
+        if let Some(old) = node.link.replace(link) {
+            old.close("the node has connected anew");
+        }
         let before = std::mem::replace(&mut node.incarnation, incarnation);
         let was_in = std::mem::take(&mut node.is_in);
         node.facts = Some(facts);
@@ -49,7 +51,6 @@ impl State {
         if was_in {
             self.logic_event(Event::Closed(id, before));
         }
-        drop(old);
     }
 
     pub(super) fn closed(&mut self, name: &str, incarnation: u64, reason: &str) {
@@ -71,10 +72,7 @@ impl State {
                 .node(name)
                 .map(|n| n.event("node_lost", format!("the connection to {name} ended: {reason}")));
             self.events.extend(event);
-            // A former head may have started its agent: nobody else sees to it then.
-            if !self.launcher.is_running(name) {
-                self.launch_later(name);
-            }
+            self.see_to_agent(name);
         }
         if was_in {
             self.logic_event(Event::Closed(id, incarnation));
