@@ -1,9 +1,14 @@
 //! Peers that are let in and then do not do what they should: each is dealt with, and nobody else is the worse for it.
 
-use crate::raw;
+use crate::raw::{self, frame};
 use crate::rig::{Rig, SMALL, alone, run};
+use dg_core::{DType, GenerateRequest, ImageSize, Seed, Steps, TimeDtype};
 use dg_net::bus::{Bus, Link};
-use dg_runtime::fleet::client::{CLIENT, HeadClient, Options};
+use dg_net::endpoint::Peer;
+use dg_net::wire;
+use dg_plan::{Ask as Layouts, Layout};
+use dg_runtime::fleet::client::{Ask, CLIENT, HeadClient, Options};
+use dg_runtime::fleet::job::JobBody;
 use dg_runtime::fleet::protocol::Up;
 use std::time::{Duration, Instant};
 
@@ -69,6 +74,65 @@ fn a_node_whose_actors_are_gone_sees_its_connection_end() {
         bus.stop();
         let reason = ended(&link).await;
         assert!(reason.contains("session"), "{reason}");
+    });
+    assert!(rig.pictures("after", SMALL) == rig.serial(SMALL));
+}
+
+/// A job that takes minutes.
+fn long(model: Option<&str>) -> Vec<u8> {
+    let (size, _) = ImageSize::fit(256, 256).expect("a size");
+    let mut request = GenerateRequest::new("nobody waits for it", size, Seed(1));
+    request.num_inference_steps = Steps::try_from(400).expect("within limits");
+    let body = JobBody {
+        batch: vec![request],
+        model: model.map(str::to_owned),
+        model_hash: None,
+        ask: Layouts::layout(Layout { ulysses: 2, ..Layout::SERIAL }),
+        request_images: 1,
+        dtype: DType::Float32,
+        time_dtype: TimeDtype::Model,
+        vae_tiling: None,
+        priority: 0,
+    };
+    serde_json::to_vec(&body).expect("JSON")
+}
+
+/// Hands a job in and goes after a while, without a word.
+async fn submit_and_go(peer: &Peer, body: &[u8], after: Duration) {
+    let (mut send, mut receive) = peer.connection().open_bi().await.expect("a stream");
+    let submit = wire::encode(&Ask::Submit).expect("a message");
+    let all = [frame(submit.len() as u32, &submit), (body.len() as u64).to_be_bytes().to_vec(), body.to_vec()];
+    send.write_all(&all.concat()).await.expect("it is heard");
+    let _ = send.finish();
+    tokio::time::sleep(after).await;
+    let _ = receive.stop(0u32.into());
+}
+
+#[test]
+fn nobody_draws_for_a_client_that_has_gone_before_its_job_was_made() {
+    let _alone = alone();
+    let rig = rig();
+    let is_idle = |status: &serde_json::Value| status["waiting"] == 0 && status["running"] == 0;
+    run(async {
+        let peer = raw::connect(&rig, CLIENT).await;
+        for number in 0..60_u64 {
+            submit_and_go(&peer, &long(None), Duration::from_micros(number * 20)).await;
+        }
+        rig.await_status("without jobs", Duration::from_secs(20), is_idle);
+        // Or while the nodes look for its model, which takes one of them long.
+        let (bus, link) = join(&rig).await;
+        rig.await_status("with it", Duration::from_secs(5), |status| status["nodes"][1]["state"] == "up");
+        let jobs = || rig.events().iter().filter(|event| event["kind"] == "job_submitted").count();
+        let before = jobs();
+        submit_and_go(&peer, &long(Some("/rare")), Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let card = client(&rig).await.model(None).await.expect("left has it");
+        let card = serde_json::to_string(&card).expect("JSON");
+        link.cast(&Up::Model("/rare".into(), Ok(card))).expect("a connection");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(jobs(), before, "{:#?}", rig.events());
+        drop(link);
+        bus.stop();
     });
     assert!(rig.pictures("after", SMALL) == rig.serial(SMALL));
 }

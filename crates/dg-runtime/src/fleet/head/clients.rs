@@ -107,9 +107,15 @@ impl Sink {
         self.tell(Tell::Failed { message, hint: hint.map(Into::into), exit: exit.code() }, Bytes::new());
     }
 
-    /// The question was for this job: when the client goes, so does the job.
-    pub(super) fn of_job(&mut self, job: JobId, _: &ActorRef<Message>) {
+    /// The question was for this job: when the client goes, so does the job. One that has gone before is not told of
+    /// again: look at [`is_closed`](Self::is_closed) after this.
+    pub(super) fn of_job(&mut self, job: JobId) {
         let _ = self.job.set(job);
+    }
+
+    /// Whether nobody hears the answers any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.as_ref().is_none_or(|sender| sender.is_closed())
     }
 }
 
@@ -182,6 +188,8 @@ async fn question(
             break;
         }
     }
+    // In this order: a job that is made now is seen here, or it sees that this is closed.
+    answers.close();
     if let Some(job) = job.get() {
         let _ = actor.cast(Message::Gone(*job));
     }
@@ -231,10 +239,10 @@ impl State {
         match ask {
             Ask::Submit => match serde_json::from_slice::<JobBody>(body) {
                 Ok(_) if self.is_going_down => sink.fail("the cluster goes down".into(), None, Failed),
-                Ok(_) if self.jobs.len() >= JOBS_MAX => {
+                Ok(_) if self.jobs.len() + self.jobs_in_probes() >= JOBS_MAX => {
                     sink.fail(format!("{JOBS_MAX} jobs are waiting"), Some("submit it again later"), Failed);
                 }
-                Ok(job) => self.submit_when_known(client, job, sink),
+                Ok(job) => self.submit_when_known(client, job, body.len(), sink),
                 Err(error) => sink.fail(format!("a job that is not understood: {error}"), None, Config),
             },
             Ask::Status => sink.json(&self.status()),

@@ -111,6 +111,10 @@ impl State {
             hint,
             exit: exit.code(),
         };
+        if sink.is_closed() {
+            // The client went while nodes looked for the model, or while it waited for its turn here.
+            return;
+        }
         if let Some(fault) = body.fault() {
             return sink.tell(fail(fault.to_string(), fault.hint(), fault.exit()), Bytes::new());
         }
@@ -121,7 +125,7 @@ impl State {
             let hint = "use smaller degrees, or add nodes".to_owned();
             return sink.tell(fail(message, Some(hint), ExitCode::Infeasible), Bytes::new());
         }
-        if self.queued_bytes > QUEUE_BYTES_MAX {
+        if self.queued_bytes + self.bytes_in_probes() > QUEUE_BYTES_MAX {
             let message = format!("jobs of more than {QUEUE_BYTES_MAX} bytes are waiting");
             let hint = Some("submit it again later".to_owned());
             return sink.tell(fail(message, hint, ExitCode::Failed), Bytes::new());
@@ -148,7 +152,7 @@ impl State {
         };
         self.next_job += 1;
         let id = JobId(self.next_job);
-        sink.of_job(id, &self.me);
+        sink.of_job(id);
         let spec = self.spec(client, &body, shape, &plan, hash);
         let entry = entry(id, client, body, shape, &plan, sink);
         entry.sink.tell(Tell::Accepted { job: id.to_string() }, Bytes::new());
@@ -166,6 +170,9 @@ impl State {
         self.queued_bytes += entry.packed.len();
         self.jobs.insert(id, entry);
         self.logic_event(head::Event::Submit(id, spec));
+        if self.jobs.get(&id).is_some_and(|entry| entry.sink.is_closed()) {
+            self.client_gone(id);
+        }
     }
 
     fn spec(
@@ -417,6 +424,6 @@ const PART_CARD_BYTES_MAX: usize = 1 << 20;
 /// What a rank did, without its pictures.
 const DONE_CARD_BYTES_MAX: usize = 4 << 20;
 /// Bytes of all jobs that wait or run.
-const QUEUE_BYTES_MAX: usize = 128 << 20;
+pub(super) const QUEUE_BYTES_MAX: usize = 128 << 20;
 /// Steps whose parts are waited for.
 const PARTS_MAX: usize = 4;

@@ -2,6 +2,7 @@
 
 use super::actor::State;
 use super::clients::{Sink, Tell};
+use super::jobs::QUEUE_BYTES_MAX;
 use super::node::hash;
 use crate::fleet::job::{JobBody, ModelCard};
 use crate::fleet::protocol::Down;
@@ -13,8 +14,17 @@ use std::time::{Duration, Instant};
 /// A question to all nodes, and who waits for the answer.
 pub(super) struct Probe {
     until: Instant,
-    jobs: Vec<(String, JobBody, Sink)>,
+    jobs: Vec<Asking>,
     cards: Vec<Sink>,
+}
+
+/// A job that waits for the answer.
+struct Asking {
+    client: String,
+    job: JobBody,
+    /// Bytes that it was submitted as.
+    bytes: usize,
+    sink: Sink,
 }
 
 /// Whether two names stand for the same model, the first of which may be that of the file.
@@ -76,15 +86,30 @@ impl State {
     }
 
     /// Submits a job once every node that is in has said whether it has the model.
-    pub(super) fn submit_when_known(&mut self, client: &str, job: JobBody, sink: Sink) {
+    pub(super) fn submit_when_known(&mut self, client: &str, job: JobBody, bytes: usize, sink: Sink) {
         let name = self.name_of(job.model.as_ref());
         if self.is_known(&name) {
             return self.submit_known(client, job, sink, &name);
         }
+        if self.queued_bytes + self.bytes_in_probes() + bytes > QUEUE_BYTES_MAX {
+            let message = format!("jobs of more than {QUEUE_BYTES_MAX} bytes are waiting");
+            let (hint, exit) = (Some("submit it again later".to_owned()), ExitCode::Failed.code());
+            return sink.tell(Tell::Failed { message, hint, exit }, Bytes::new());
+        }
         if !self.may_probe(&name, &sink) {
             return;
         }
-        self.probe(&name).jobs.push((client.into(), job, sink));
+        self.probe(&name).jobs.push(Asking { client: client.into(), job, bytes, sink });
+    }
+
+    /// Jobs that wait until it is known who has their model.
+    pub(super) fn jobs_in_probes(&self) -> usize {
+        self.probes.values().map(|probe| probe.jobs.len()).sum()
+    }
+
+    /// The same, in bytes.
+    pub(super) fn bytes_in_probes(&self) -> usize {
+        self.probes.values().flat_map(|probe| &probe.jobs).map(|asking| asking.bytes).sum()
     }
 
     /// Answers with the card of a model.
@@ -135,7 +160,7 @@ impl State {
             return;
         }
         let Some(probe) = self.probes.remove(name) else { return };
-        for (client, job, sink) in probe.jobs {
+        for Asking { client, job, sink, .. } in probe.jobs {
             self.submit_known(&client, job, sink, name);
         }
         for sink in probe.cards {
@@ -195,7 +220,7 @@ impl State {
                 true => format!("not every node has said whether it has the model `{name}`"),
                 false => "no node is in".to_owned(),
             };
-            let sinks = probe.jobs.into_iter().map(|(_, _, sink)| sink).chain(probe.cards);
+            let sinks = probe.jobs.into_iter().map(|asking| asking.sink).chain(probe.cards);
             for sink in sinks {
                 let hint = Some("`dg-cluster status` shows the nodes".to_owned());
                 sink.tell(
