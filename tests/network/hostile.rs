@@ -310,6 +310,46 @@ fn a_client_that_asks_nonsense_disturbs_no_other() {
     });
 }
 
+#[test]
+fn a_client_that_does_not_read_is_not_waited_for() {
+    let _alone = alone();
+    let rig = Rig::local();
+    issue(&rig, "stranger", Role::Client);
+    under_attack(&rig, "unread", |rig| {
+        run(async {
+            let watcher =
+                HeadClient::of_state(&rig.state(), CLIENT, Options::default()).await.expect("a head");
+            // So that an answer is long.
+            for number in 0..300 {
+                let name = format!("{number}{}", "x".repeat(3000));
+                assert!(watcher.model(Some(&name)).await.is_err(), "no node has it");
+            }
+            let before = rig.memory().1;
+            let peer = raw::connect(rig, "stranger").await;
+            let mut unread = Vec::new();
+            for number in 0..flag("DG_UNREAD", 4000) {
+                let what = if number % 2 == 0 { Ask::Events } else { Ask::Jobs };
+                let ask = wire::encode(&what).expect("a message");
+                let (mut send, receive) = peer.connection().open_bi().await.expect("a stream");
+                let bytes = [frame(ask.len() as u32, &ask), vec![0; 8]].concat();
+                send.write_all(&bytes).await.expect("it is heard");
+                unread.push((send, receive));
+            }
+            let mut slowest = Duration::ZERO;
+            for _ in 0..100 {
+                let begin = Instant::now();
+                watcher.status().await.expect("an answer to who reads");
+                slowest = slowest.max(begin.elapsed());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let peak = rig.memory().1.saturating_sub(before) >> 20;
+            println!("unread: slowest status {slowest:.1?}, peak +{peak} MiB");
+            assert!(slowest < Duration::from_millis(5 * 100), "{slowest:?}");
+            assert!(peak < 128, "{peak} MiB");
+        });
+    });
+}
+
 async fn asks(peer: &Peer, count: usize) {
     let mut random = Random(0xa5c);
     let asks = [
