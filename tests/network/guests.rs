@@ -1,15 +1,18 @@
 //! Peers that are let in and then do not do what they should: each is dealt with, and nobody else is the worse for it.
 
 use crate::raw::{self, frame};
-use crate::rig::{Rig, SMALL, alone, run};
+use crate::rig::{Rig, SMALL, TIMEOUT, alone, run};
 use dg_core::{DType, GenerateRequest, ImageSize, Seed, Steps, TimeDtype};
-use dg_net::bus::{Bus, Link};
+use dg_net::bus::{Bus, Link, Received};
 use dg_net::endpoint::Peer;
 use dg_net::wire;
 use dg_plan::{Ask as Layouts, Layout};
 use dg_runtime::fleet::client::{Ask, CLIENT, HeadClient, Options};
 use dg_runtime::fleet::job::JobBody;
-use dg_runtime::fleet::protocol::Up;
+use dg_runtime::fleet::protocol::{Down, RankSay, Up};
+use dg_runtime::logic::cluster::Stamp;
+use dg_runtime::logic::cluster::epoch::Trouble;
+use dg_testkit::program::finish;
 use std::time::{Duration, Instant};
 
 /// The ranks of `left` work; `evil` has a place in the file, and what sits there is the test.
@@ -135,4 +138,49 @@ fn nobody_draws_for_a_client_that_has_gone_before_its_job_was_made() {
         bus.stop();
     });
     assert!(rig.pictures("after", SMALL) == rig.serial(SMALL));
+}
+
+/// The attempt that a rank works for.
+fn epoch(rig: &Rig, rank: usize) -> Stamp {
+    let seen = std::cell::RefCell::new(String::new());
+    rig.await_status("at work", Duration::from_secs(20), |status| {
+        let rank = &status["ranks"][rank];
+        *seen.borrow_mut() = rank["epoch"].as_str().unwrap_or_default().into();
+        rank["state"] == "busy" && !seen.borrow().is_empty()
+    });
+    let seen = seen.into_inner();
+    let (term, number) = seen.split_once('-').expect("two numbers");
+    Stamp { term: term.parse().expect("a number"), number: number.parse().expect("a number") }
+}
+
+#[test]
+fn a_rank_that_has_no_part_in_a_job_writes_nothing_into_its_report() {
+    let _alone = alone();
+    let rig = rig();
+    let steps = ["--num_inference_steps", "30", "--report", "report.json"];
+    let drawing = [&SMALL[..SMALL.len() - 2], &steps].concat();
+    run(async {
+        let (bus, link) = join(&rig).await;
+        let start = loop {
+            let Some(Received::Cast(bytes)) = link.receive().await else { panic!("a cast") };
+            if let Ok(Down::Spawn(0, start)) = wire::decode(&bytes) {
+                break start;
+            }
+        };
+        let job = rig.start("lied", &drawing);
+        let epoch = epoch(&rig, 0);
+        for number in 0..200 {
+            let lie = RankSay::Failed(Trouble::Error(format!("lie {number}")));
+            link.cast(&Up::Said(0, start, epoch, lie)).expect("a connection");
+            link.cast(&Up::Model("demo".into(), Err("gone".into()))).expect("a connection");
+        }
+        finish(job, TIMEOUT).expect_success();
+        drop(link);
+        bus.stop();
+    });
+    let report = std::fs::read_to_string(rig.path("report.json")).expect("a report");
+    assert!(!report.contains("lie "), "{report}");
+    let events = rig.events();
+    let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();
+    assert_eq!((of("rank_failed"), of("model_missing")), (0, 1), "{events:#?}");
 }

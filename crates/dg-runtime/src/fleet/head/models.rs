@@ -53,7 +53,9 @@ impl State {
             let message = format!("node {} does not have the model `{name}`: {why}", node.name);
             node.event("model_missing", message)
         });
-        node.models.insert(name.clone(), card);
+        let before = node.models.insert(name.clone(), card);
+        // It may say so again and again: that is no news.
+        let missing = missing.filter(|_| before.is_none_or(|card| card.is_ok()));
         let is_new = is_own && node.link.is_some() && !std::mem::replace(&mut node.is_in, true);
         let (id, facts) = (node.id, node.logic_facts());
         self.events.extend(missing);
