@@ -16,14 +16,16 @@ use dg_testkit::program::finish;
 use std::time::{Duration, Instant};
 
 /// The ranks of `left` work; `evil` has a place in the file, and what sits there is the test.
-fn rig() -> Rig {
-    let rig = Rig::up(
-        "[[node]]\nname = \"left\"\nlocal = true\nranks = 2\ncpu_threads = 1\n\
-         [[node]]\nname = \"evil\"\nlocal = true\nlaunch = \"manual\"\nranks = 2\ncpu_threads = 1\n\
-         [parallel]\nulysses_degree = 2\n",
-        None,
-        false,
-    );
+pub(crate) fn rig() -> Rig {
+    rig_with("", 2)
+}
+
+/// The same, with more nodes.
+fn rig_with(nodes: &str, replicas: usize) -> Rig {
+    let two = "[[node]]\nname = \"left\"\nlocal = true\nranks = 2\ncpu_threads = 1\n\
+               [[node]]\nname = \"evil\"\nlocal = true\nlaunch = \"manual\"\nranks = 2\ncpu_threads = 1\n";
+    let degrees = format!("[parallel]\nulysses_degree = 2\ndata_parallel_degree = {replicas}\n");
+    let rig = Rig::up(&[two, nodes, &degrees].concat(), None, false);
     rig.await_status("left is up", Duration::from_secs(30), |status| {
         status["ranks"].as_array().expect("a list").iter().take(2).all(|rank| rank["state"] == "idle")
     });
@@ -104,7 +106,8 @@ fn long(model: Option<&str>) -> Vec<u8> {
 async fn submit_and_go(peer: &Peer, body: &[u8], after: Duration) {
     let (mut send, mut receive) = peer.connection().open_bi().await.expect("a stream");
     let submit = wire::encode(&Ask::Submit).expect("a message");
-    let all = [frame(submit.len() as u32, &submit), (body.len() as u64).to_be_bytes().to_vec(), body.to_vec()];
+    let all =
+        [frame(submit.len() as u32, &submit), (body.len() as u64).to_be_bytes().to_vec(), body.to_vec()];
     send.write_all(&all.concat()).await.expect("it is heard");
     let _ = send.finish();
     tokio::time::sleep(after).await;
@@ -157,8 +160,9 @@ fn epoch(rig: &Rig, rank: usize) -> Stamp {
 fn a_rank_that_has_no_part_in_a_job_writes_nothing_into_its_report() {
     let _alone = alone();
     let rig = rig();
-    let steps = ["--num_inference_steps", "30", "--report", "report.json"];
-    let drawing = [&SMALL[..SMALL.len() - 2], &steps].concat();
+    let what = ["--prompt", "red apple", "--height", "128", "--width", "128"];
+    let how = ["--num_inference_steps", "60", "--report", "report.json"];
+    let drawing = [&what[..], &how].concat();
     run(async {
         let (bus, link) = join(&rig).await;
         let start = loop {
@@ -183,4 +187,49 @@ fn a_rank_that_has_no_part_in_a_job_writes_nothing_into_its_report() {
     let events = rig.events();
     let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).count();
     assert_eq!((of("rank_failed"), of("model_missing")), (0, 1), "{events:#?}");
+}
+
+/// What the head tells a node that concerns a model, within a few seconds.
+async fn probed(link: &Link, model: &str) -> bool {
+    let asked = async {
+        while let Some(received) = link.receive().await {
+            let Received::Cast(bytes) = received else { continue };
+            if matches!(wire::decode(&bytes), Ok(Down::Probe(name)) if name == model) {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(Duration::from_secs(4), asked).await.unwrap_or(false)
+}
+
+/// Sends a signal to the agent of the third node.
+fn signal(rig: &Rig, agent: &str, signal: &str) {
+    let sent = std::process::Command::new("kill").args([signal, agent]).status();
+    assert!(sent.is_ok_and(|status| status.success()), "{agent}: {}", rig.head_log());
+}
+
+#[test]
+fn nodes_that_come_and_go_while_a_model_is_looked_for_are_counted() {
+    let _alone = alone();
+    let rig = rig_with("[[node]]\nname = \"still\"\nlocal = true\nranks = 2\ncpu_threads = 1\n", 3);
+    let is = |state: &'static str| move |status: &serde_json::Value| status["nodes"][2]["state"] == state;
+    rig.await_status("with the third", Duration::from_secs(20), is("up"));
+    let agent = rig.status()["nodes"][2]["pid"].to_string();
+    run(async {
+        let asker = client(&rig).await;
+        // It is in, and says nothing for now.
+        signal(&rig, &agent, "-STOP");
+        let answer = tokio::spawn(async move { asker.model(Some("/rare")).await });
+        let (bus, link) = join(&rig).await;
+        assert!(probed(&link, "/rare").await, "the one that comes is asked too");
+        drop(link);
+        bus.stop();
+        rig.await_status("without the third", Duration::from_secs(15), is("down"));
+        let answer = tokio::time::timeout(Duration::from_secs(5), answer).await.expect("both have gone");
+        let error = answer.expect("no panic").expect_err("no node has it").to_string();
+        assert!(error.contains("no node has the model `/rare`"), "{error}");
+    });
+    signal(&rig, &agent, "-CONT");
+    rig.await_status("with it again", Duration::from_secs(15), is("up"));
 }

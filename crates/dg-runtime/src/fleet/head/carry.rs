@@ -67,6 +67,7 @@ impl State {
         self.events.push(event);
         // The end of this connection is old news then.
         self.see_to_agent(&name);
+        self.look_again_at_probes();
     }
 
     /// Says something small to an agent.

@@ -6,6 +6,7 @@ use super::jobs::QUEUE_BYTES_MAX;
 use super::node::hash;
 use crate::fleet::job::{JobBody, ModelCard};
 use crate::fleet::protocol::Down;
+use crate::logic::cluster::NodeId;
 use crate::logic::cluster::head::Event;
 use bytes::Bytes;
 use dg_core::ExitCode;
@@ -61,6 +62,7 @@ impl State {
         self.events.extend(missing);
         if let Some(facts) = facts.filter(|_| is_new) {
             self.logic_event(Event::Hello(id, facts));
+            self.probe_newcomer(id);
         }
         self.tell_of_model(&name);
         self.ask_again(&name);
@@ -144,7 +146,23 @@ impl State {
         false
     }
 
+    /// A node that is in now is asked what others are being asked.
+    fn probe_newcomer(&self, id: NodeId) {
+        let Some(node) = self.node_at(id) else { return };
+        for name in self.probes.keys().filter(|name| !node.models.contains_key(*name)) {
+            self.tell(id, &Down::Probe(name.clone()));
+        }
+    }
+
+    /// A node has left: others may have waited for its answers alone.
+    pub(super) fn look_again_at_probes(&mut self) {
+        let names: Vec<String> = self.probes.keys().cloned().collect();
+        names.iter().for_each(|name| self.ask_again(name));
+    }
+
     fn probe(&mut self, name: &str) -> &mut Probe {
+        // Before the tick that looks at it.
+        let until = Instant::now() + PROBE_MAX;
         if !self.probes.contains_key(name) {
             let asked = self.nodes.iter().filter(|node| node.is_in && !node.models.contains_key(name));
             for link in asked.filter_map(|node| node.link.as_ref()) {
@@ -153,7 +171,6 @@ impl State {
             let me = self.me.clone();
             me.send_after(PROBE_MAX, || super::actor::Message::Tick);
         }
-        let until = Instant::now() + PROBE_MAX;
         self.probes.entry(name.to_owned()).or_insert(Probe { until, jobs: Vec::new(), cards: Vec::new() })
     }
 

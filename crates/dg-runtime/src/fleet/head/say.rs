@@ -50,6 +50,7 @@ impl State {
         self.launcher.joined(name);
         if was_in {
             self.logic_event(Event::Closed(id, before));
+            self.look_again_at_probes();
         }
     }
 
@@ -76,6 +77,7 @@ impl State {
         }
         if was_in {
             self.logic_event(Event::Closed(id, incarnation));
+            self.look_again_at_probes();
         }
         self.end_if_alone();
     }
