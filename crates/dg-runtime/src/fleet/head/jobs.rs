@@ -5,6 +5,7 @@ use super::clients::{Sink, Tell};
 use super::events::Event;
 use super::models::is_same;
 use super::node::hash;
+use crate::PRIORITY_MAX;
 use crate::fleet::job::{JobBody, floats_to_bytes, unpack_part};
 use crate::logic::cluster::checkpoint::Reference;
 use crate::logic::cluster::epoch::{Cause, Team};
@@ -186,7 +187,7 @@ impl State {
         let layout = Layout { dp: 1, ..body.ask.layout };
         JobSpec {
             client: ClientId(number_of(client)),
-            priority: body.priority,
+            priority: body.priority.min(PRIORITY_MAX),
             model,
             steps: u32::try_from(plan.work.steps).unwrap_or(u32::MAX),
             ranks_min: 1,
