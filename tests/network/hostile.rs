@@ -35,7 +35,7 @@ const LONG: &[&str] = &[
 ];
 
 /// Does harm while jobs run one after the other, and looks at the head before and after.
-fn under_attack(rig: &Rig, what: &str, harm: impl FnOnce(&Rig)) {
+pub(crate) fn under_attack(rig: &Rig, what: &str, harm: impl FnOnce(&Rig)) {
     let serial = rig.serial(LONG);
     // What a first job and first peers need is there before it is measured.
     assert!(rig.pictures(&format!("{what}-before"), LONG) == serial);

@@ -17,3 +17,4 @@ mod nodes;
 mod old_session;
 mod raw;
 mod rig;
+mod sessions;

@@ -1,6 +1,7 @@
 //! This process's end of the control plane.
 
 use super::gateway::{Frame, GROUP, Gateway, Links, Seal};
+use super::guard::Guard;
 use super::{BusError, GREETING_MAX};
 use crate::endpoint::Code;
 use crate::plane::random;
@@ -193,7 +194,7 @@ struct Stream {
 
 impl ClusterBidiStream for Stream {
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
-        (Box::new(self.recv), Box::new(self.send))
+        (Box::new(Guard::new(self.recv)), Box::new(self.send))
     }
 
     fn peer_label(&self) -> Option<String> {
