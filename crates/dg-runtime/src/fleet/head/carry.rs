@@ -176,7 +176,8 @@ impl State {
         match failure {
             Failure::NoProgress { cause, step, epochs } => {
                 let cause = self.cause(cause);
-                let message = format!("given up after {epochs} attempts at step {step}: {cause}");
+                let attempts = if *epochs == 1 { "attempt" } else { "attempts" };
+                let message = format!("given up after {epochs} {attempts} at step {step}: {cause}");
                 (message, Some(hint), ExitCode::Failed)
             }
             Failure::Memory { rank, need } => {
