@@ -3,6 +3,7 @@
 //! One cluster at a time: its processes fill a small machine. `DG_KILLS` and `DG_SOAK_SECONDS` ask for more.
 
 mod agents;
+mod failures;
 mod hangs;
 mod heads;
 mod kills;

@@ -90,6 +90,29 @@ fn a_job_may_come_before_the_nodes_do() {
 }
 
 #[test]
+fn an_urgent_job_overtakes_one_that_waits() {
+    let rig = Setting::two_by_two().up();
+    let first = rig.start(&Drawing::small(120, 7).degrees(ULYSSES_4));
+    at_work(&rig);
+    let waits =
+        |count: usize| rig.wait(Duration::from_secs(10), || (rig.jobs().len() == count).then_some(()));
+    let usual = Drawing::small(6, 1).degrees(ULYSSES_4);
+    let second = rig.start(&usual);
+    waits(2).expect("it waits");
+    let urgent = Drawing::small(6, 2).degrees(&[ULYSSES_4, &["--priority", "9"]].concat());
+    let third = rig.start(&urgent);
+    waits(3).expect("and so does the urgent one");
+    let jobs = rig.jobs();
+    assert!(jobs.iter().rev().map(|job| job.priority).eq([0, 0, 9]), "{jobs:?}");
+    assert!(jobs.iter().take(2).all(|job| job.state == "waiting"), "the first one was too short: {jobs:?}");
+    first.done(&rig);
+    expect_same(&third.done(&rig).pictures, &urgent.serial().undisturbed(), "urgent");
+    expect_same(&second.done(&rig).pictures, &usual.serial().undisturbed(), "usual");
+    let order: Vec<String> = rig.since(0.0, "job_done").into_iter().filter_map(|event| event.job).collect();
+    assert_eq!(order, [2, 0, 1].map(|n: usize| jobs[n].job.clone()), "{}", rig.story());
+}
+
+#[test]
 fn a_node_that_is_drained_gets_no_new_work() {
     let rig = Setting::two_by_two().up();
     let four = Drawing::small(20, 7).degrees(ULYSSES_4);

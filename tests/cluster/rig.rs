@@ -355,6 +355,7 @@ pub(crate) struct Event {
     pub(crate) time: f64,
     pub(crate) kind: String,
     pub(crate) message: String,
+    pub(crate) job: Option<String>,
     pub(crate) node: Option<String>,
     pub(crate) rank: Option<u32>,
     pub(crate) step: Option<u32>,

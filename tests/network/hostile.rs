@@ -35,7 +35,7 @@ const LONG: &[&str] = &[
 ];
 
 /// Does harm while jobs run one after the other, and looks at the head before and after.
-fn under_attack(rig: &Rig, what: &str, harm: impl FnOnce(&Rig)) {
+pub(crate) fn under_attack(rig: &Rig, what: &str, harm: impl FnOnce(&Rig)) {
     let serial = rig.serial(LONG);
     // What a first job and first peers need is there before it is measured.
     assert!(rig.pictures(&format!("{what}-before"), LONG) == serial);
@@ -306,6 +306,46 @@ fn a_client_that_asks_nonsense_disturbs_no_other() {
             asks(&peer, count).await;
             submits(&peer, count / 10).await;
             drop(idle);
+        });
+    });
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_waited_for() {
+    let _alone = alone();
+    let rig = Rig::local();
+    issue(&rig, "stranger", Role::Client);
+    under_attack(&rig, "unread", |rig| {
+        run(async {
+            let watcher =
+                HeadClient::of_state(&rig.state(), CLIENT, Options::default()).await.expect("a head");
+            // So that an answer is long.
+            for number in 0..300 {
+                let name = format!("{number}{}", "x".repeat(3000));
+                assert!(watcher.model(Some(&name)).await.is_err(), "no node has it");
+            }
+            let before = rig.memory().1;
+            let peer = raw::connect(rig, "stranger").await;
+            let mut unread = Vec::new();
+            for number in 0..flag("DG_UNREAD", 4000) {
+                let what = if number % 2 == 0 { Ask::Events } else { Ask::Jobs };
+                let ask = wire::encode(&what).expect("a message");
+                let (mut send, receive) = peer.connection().open_bi().await.expect("a stream");
+                let bytes = [frame(ask.len() as u32, &ask), vec![0; 8]].concat();
+                send.write_all(&bytes).await.expect("it is heard");
+                unread.push((send, receive));
+            }
+            let mut slowest = Duration::ZERO;
+            for _ in 0..100 {
+                let begin = Instant::now();
+                watcher.status().await.expect("an answer to who reads");
+                slowest = slowest.max(begin.elapsed());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let peak = rig.memory().1.saturating_sub(before) >> 20;
+            println!("unread: slowest status {slowest:.1?}, peak +{peak} MiB");
+            assert!(slowest < Duration::from_millis(5 * 100), "{slowest:?}");
+            assert!(peak < 128, "{peak} MiB");
         });
     });
 }

@@ -5,6 +5,7 @@
 
 mod decoders;
 mod forge;
+mod guests;
 mod hostile;
 mod identity;
 mod joining;
@@ -16,3 +17,4 @@ mod nodes;
 mod old_session;
 mod raw;
 mod rig;
+mod sessions;

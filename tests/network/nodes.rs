@@ -4,6 +4,9 @@ use crate::net::Net;
 use crate::rig::{Rig, SMALL, TIMEOUT, alone, flag};
 use dg_core::report::Report;
 use dg_testkit::program::finish;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const IDLE: Duration = Duration::from_millis(1500);
@@ -58,6 +61,40 @@ fn listeners(rig: &Rig, host: usize) -> [Vec<String>; 2] {
     [of("-t"), of("-u")]
 }
 
+/// On which addresses of which hosts something listens on TCP while `work` lasts.
+fn while_listening<T>(rig: &Rig, work: impl FnOnce() -> T) -> BTreeSet<(usize, Ipv4Addr)> {
+    let status = rig.status();
+    let agents = [0, 1].map(|node| status["nodes"][node]["pid"].as_u64().expect("an agent"));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let look = scope.spawn(|| {
+            let mut seen = BTreeSet::new();
+            while !is_over.load(Ordering::Relaxed) {
+                for (host, agent) in agents.iter().enumerate() {
+                    seen.extend(listening(*agent).into_iter().map(|address| (host, address)));
+                }
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            seen
+        });
+        work();
+        is_over.store(true, Ordering::Relaxed);
+        look.join().expect("no panic")
+    })
+}
+
+/// Where something listens on TCP in the host of a process, as the kernel tells it: `ss` takes too long.
+fn listening(pid: u64) -> Vec<Ipv4Addr> {
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let address = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, is_listening) = (fields.get(1)?.split_once(':')?.0, fields.get(3) == Some(&"0A"));
+        let number = u32::from_str_radix(local, 16).unwrap_or(0);
+        is_listening.then(|| Ipv4Addr::from(number.to_le_bytes()))
+    };
+    [table("tcp"), table("tcp6")].iter().flat_map(|table| table.lines().skip(1).filter_map(address)).collect()
+}
+
 #[test]
 fn two_hosts_draw_one_picture_and_send_what_the_report_says() {
     let _alone = alone();
@@ -68,17 +105,12 @@ fn two_hosts_draw_one_picture_and_send_what_the_report_says() {
     let large = [LONG, &["--report", "report.json"]].concat();
     let serial = rig.serial(LONG);
     let before = rig.net().tcp_bytes();
-    let job = rig.start("large", &large);
-    let until = Instant::now() + Duration::from_secs(60);
-    let seen = loop {
-        let tcp = listeners(&rig, 1)[0].clone();
-        if !tcp.is_empty() || Instant::now() > until {
-            break tcp;
-        }
-    };
-    // Which listens only while ranks look for each other.
-    assert!(seen.iter().all(|line| line.contains(Net::ADDRESSES[1])), "{seen:#?}");
-    finish(job, TIMEOUT).expect_success();
+    // They listen only while they look for each other: a moment.
+    let seen = while_listening(&rig, || finish(rig.start("large", &large), TIMEOUT).expect_success());
+    println!("on TCP meanwhile: {seen:?}");
+    assert!(!seen.is_empty(), "ranks of two hosts meet");
+    let own = |host: usize| Net::ADDRESSES[host].parse::<Ipv4Addr>().expect("an address");
+    assert!(seen.iter().all(|(host, address)| *address == own(*host)), "{seen:?}");
     assert!(rig.tree("large") == serial, "the serial picture");
     let counted = rig.net().tcp_bytes() - before;
     let text = std::fs::read(rig.path("report.json")).expect("a report");

@@ -142,6 +142,7 @@ pub fn options(settings: &Settings, ask: Ask, trace: bool) -> EngineOptions {
             trace,
             ..Parallel::default()
         },
+        priority: 0,
     }
 }
 

@@ -37,7 +37,13 @@ pub struct EngineOptions {
     pub release_encoders: bool,
     /// How pictures are shared out among ranks.
     pub parallel: Parallel,
+    /// On a cluster of processes: jobs of a higher priority begin before all that wait with a lower one, up to
+    /// [`PRIORITY_MAX`].
+    pub priority: u8,
 }
+
+/// The highest priority of a job.
+pub const PRIORITY_MAX: u8 = 9;
 
 /// How pictures are shared out among ranks.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,6 +81,7 @@ impl Default for EngineOptions {
             vae_tiling: None,
             release_encoders: false,
             parallel: Parallel::default(),
+            priority: 0,
         }
     }
 }
@@ -205,7 +212,7 @@ impl Cluster {
 
     /// A job as it travels.
     fn body(&self, spec: &JobSpec, there: &There) -> JobBody {
-        let EngineOptions { dtype, time_dtype, vae_tiling, parallel, .. } = &self.options;
+        let EngineOptions { dtype, time_dtype, vae_tiling, parallel, priority, .. } = &self.options;
         let layout = Layout { dp: 1, ..parallel.ask.layout };
         JobBody {
             batch: spec.batch.to_vec(),
@@ -216,7 +223,7 @@ impl Cluster {
             dtype: *dtype,
             time_dtype: *time_dtype,
             vae_tiling: *vae_tiling,
-            priority: 0,
+            priority: *priority,
         }
     }
 

@@ -94,7 +94,7 @@ mod worker;
 
 pub use board::{RankEvent, RankSpan, RankState, RankStatus, TraceLog};
 pub use builder::{BuildError, Builder};
-pub use cluster::{Cluster, EngineOptions, Parallel};
+pub use cluster::{Cluster, EngineOptions, PRIORITY_MAX, Parallel};
 pub use dg_flux as flux;
 pub use dg_flux::Picture;
 pub use error::{JobError, StartError};

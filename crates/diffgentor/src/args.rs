@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use dg_config::table::RANKS;
 use dg_config::{Key, Kind, SETTINGS, Setting, Value};
 use dg_plan::Device;
+use dg_runtime::PRIORITY_MAX;
 use dg_runtime::fleet::client::CLIENT;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -121,6 +122,9 @@ pub(crate) struct ClusterArgs {
     /// Name of that certificate.
     #[arg(long, value_name = "NAME", default_value = CLIENT, requires = "cluster", help_heading = CLUSTER)]
     pub(crate) client: String,
+    /// Jobs with a higher priority begin before those that wait with a lower one, from 0 to 9.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=i64::from(PRIORITY_MAX)), env = "DG_T2I_PRIORITY", hide_env = true, requires = "cluster", help_heading = CLUSTER)]
+    pub(crate) priority: u8,
 }
 
 /// What the ranks of a run are.

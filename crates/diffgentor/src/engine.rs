@@ -76,7 +76,7 @@ pub(crate) fn options(
     vae_tiling: Option<bool>,
     parallel: Parallel,
 ) -> EngineOptions {
-    EngineOptions { dtype, time_dtype, threads, vae_tiling, release_encoders: false, parallel }
+    EngineOptions { dtype, time_dtype, threads, vae_tiling, release_encoders: false, parallel, priority: 0 }
 }
 
 /// Whether a picture of this size will be decoded in tiles.

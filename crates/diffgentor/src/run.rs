@@ -219,7 +219,10 @@ async fn start(
     options: EngineOptions,
 ) -> Result<(Cluster, Option<Private>), Failure> {
     match model {
-        Model::There(remote) => Ok((Cluster::connect(remote.head, remote.name, remote.card, options), None)),
+        Model::There(remote) => {
+            let options = EngineOptions { priority: args.cluster.priority, ..options };
+            Ok((Cluster::connect(remote.head, remote.name, remote.card, options), None))
+        }
         Model::Here(repo) if args.cluster.launch == Launch::Processes => {
             let card = ModelCard::of(&repo);
             let (private, head) = processes::start(repo.source(), &options).await?;

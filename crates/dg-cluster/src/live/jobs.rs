@@ -23,12 +23,14 @@ pub(crate) fn jobs(which: &Which, events: bool, form: Form) -> Result<(), Failur
 }
 
 fn page(jobs: &[JobStatus], events: &[Value], all: bool) -> String {
-    let heading = ["job", "client", "state", "step", "attempts", "ranks", "layout", "seconds", "prompt"];
+    let heading =
+        ["job", "client", "priority", "state", "step", "attempts", "ranks", "layout", "seconds", "prompt"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     rows.extend(jobs.iter().map(|job| {
         vec![
             job.job.clone(),
             job.client.clone(),
+            job.priority.to_string(),
             job.state.clone(),
             format!("{}/{}", job.step, job.steps),
             job.epochs.to_string(),
@@ -45,7 +47,7 @@ fn page(jobs: &[JobStatus], events: &[Value], all: bool) -> String {
         let time = Duration::try_from_secs_f64(event["time"].as_f64().unwrap_or(0.0)).unwrap_or_default();
         lines.push_str(&format!("{}  {}\n", utc(UNIX_EPOCH + time), text(event, "message")));
     }
-    format!("{}\n{lines}", columns(&rows, &[3, 4, 7]))
+    format!("{}\n{lines}", columns(&rows, &[2, 4, 5, 8]))
 }
 
 const SCHEMA: u32 = 1;

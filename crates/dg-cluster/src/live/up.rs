@@ -104,10 +104,11 @@ fn run(file: ClusterFile, folder: PathBuf) -> Result<(), Failure> {
         tokio::select! {
             () = super::asked_to_end() => {
                 head.shut_down();
-                head.ended().await;
+                head.ended().await
             }
-            () = head.ended() => {}
-        }
+            ended = head.ended() => ended,
+        }?;
+        // A head that has failed leaves its notes, as one that was killed does: `up` takes over what it left.
         places::withdraw(&name, &folder);
         let _ = std::fs::remove_file(folder.join("head.addr"));
         Ok(())

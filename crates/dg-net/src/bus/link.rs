@@ -4,7 +4,7 @@ use super::BusError;
 use super::bulk;
 use super::gateway::{Frame, Seal, Sealed};
 use super::node::Bus;
-use crate::endpoint::Peer;
+use crate::endpoint::{Code, Peer};
 use crate::wire::{self, Message};
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
@@ -70,7 +70,7 @@ impl Link {
         let (sender, inbox) = mpsc::channel(INBOX_MAX);
         // Before the actors join, so that what the peer says at once is not lost.
         bus.links.open(seal, sender.clone());
-        let joined = bus.join(stream, &seal, full_name, is_server).await;
+        let joined = bus.join(peer.connection(), stream, &seal, full_name, is_server).await;
         let remote = joined.inspect_err(|_| bus.links.close(&seal))?;
         tokio::spawn(bulk::receive(peer.connection().clone(), sender.downgrade()));
         // The connection's end closes the inbox: nobody else holds a sender.
@@ -135,6 +135,11 @@ impl Link {
         self.0.peer.connection().close_reason().map(|reason| reason.to_string())
     }
 
+    /// Ends the connection, whoever else holds this link: both ends hear why.
+    pub fn close(&self, reason: &str) {
+        Code::Dropped.close_because(self.0.peer.connection(), reason);
+    }
+
     fn closed(&self, reason: String) -> BusError {
         let reason = self.close_reason().unwrap_or(reason);
         BusError::Closed { peer: self.0.peer.name().to_string(), reason }
@@ -144,6 +149,7 @@ impl Link {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.bus.links.close(&self.seal);
+        self.bus.sessions.forget(&self.seal);
     }
 }
 

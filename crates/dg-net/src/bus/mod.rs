@@ -7,12 +7,13 @@
 //!
 //! Inside, `ractor_cluster` carries the messages between one gateway actor per process. It takes a stream as it is
 //! given one, so that who the peer is, is settled before: by the certificates ([`endpoint`](crate::endpoint)), then by
-//! a [greeting](Guest) in which both ends compare their versions and the head says whether it takes the node. Then four
+//! a [greeting](Guest) in which both ends compare their versions and the head says whether it takes the node. Then five
 //! of its properties matter here, and are kept away from everybody else:
 //! - a reference to a remote actor that is stopped or killed takes the whole session down: a link can only cast and call;
 //! - it elects one session per node name, and an old one counts until it times out: names carry an incarnation;
 //! - it opens a TCP port of its own: that is closed before anybody can connect to it;
-//! - every peer may speak to every actor: messages carry a seal that only the two ends of the link know.
+//! - every peer may speak to every actor: messages carry a seal that only the two ends of the link know;
+//! - it makes an actor for each that a peer announces: `guard` reads along, and ends the session of who exaggerates.
 //!
 //! # Layout
 //! - [`Bus`]: this process's end; `node`: its node server; `gateway`: its actor
@@ -22,6 +23,7 @@
 mod bulk;
 mod gateway;
 mod greeting;
+mod guard;
 mod link;
 mod node;
 

@@ -1,9 +1,11 @@
 //! This process's end of the control plane.
 
 use super::gateway::{Frame, GROUP, Gateway, Links, Seal};
+use super::guard::Guard;
 use super::{BusError, GREETING_MAX};
+use crate::endpoint::Code;
 use crate::plane::random;
-use quinn::{RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use ractor::{Actor, ActorId, ActorRef, pg};
 use ractor_cluster::node::{NodeConnectionMode, NodeServerSessionInformation};
 use ractor_cluster::{
@@ -11,7 +13,7 @@ use ractor_cluster::{
 };
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -24,17 +26,20 @@ pub struct Bus {
     server: ActorRef<NodeServerMessage>,
     gateway: ActorRef<Frame>,
     pub(super) links: Links,
-    sessions: Sessions,
+    pub(super) sessions: Sessions,
     /// Of the head.
     head: u64,
 }
 
-/// Sessions that somebody waits for, by the labels of their streams.
+/// Sessions of connections that live, by the labels of their streams.
 #[derive(Clone, Default)]
-struct Sessions(Arc<Mutex<HashMap<String, Waiting>>>);
+pub(super) struct Sessions(Arc<Mutex<HashMap<String, Session>>>);
 
-/// Told the number of the session and what the peer calls itself.
-type Waiting = oneshot::Sender<(u64, String)>;
+struct Session {
+    /// Told the number of the session and what the peer calls itself.
+    waiting: Option<oneshot::Sender<(u64, String)>>,
+    connection: Connection,
+}
 
 impl Bus {
     /// Starts the actors of a head, or of a node that the head gave its cookie. Needs a tokio runtime; one per process.
@@ -96,16 +101,18 @@ impl Bus {
         &self.name
     }
 
-    /// Gives the stream to the actors; the peer's gateway comes back.
+    /// Gives a stream of the connection to the actors; the peer's gateway comes back. From then on the connection ends
+    /// with their session.
     pub(super) async fn join(
         &self,
+        connection: &Connection,
         (send, recv): (SendStream, RecvStream),
         seal: &Seal,
         peer: &str,
         is_server: bool,
     ) -> Result<ActorRef<Frame>, BusError> {
-        let label = hex(seal.get(..8).unwrap_or_default());
-        let ready = self.sessions.expect(&label);
+        let label = label(seal);
+        let ready = self.sessions.expect(&label, connection);
         let stream = Box::new(Stream { send, recv, label: label.clone() });
         let opened = NodeServerMessage::ConnectionOpenedExternal { stream, is_server };
         let closed = |reason: String| BusError::Closed { peer: peer.into(), reason };
@@ -118,9 +125,9 @@ impl Bus {
             }
             Ok(self.gateway_of(node).await)
         });
-        let joined = joined.await;
-        self.sessions.forget(&label);
-        joined.map_err(|_| BusError::Deadline { peer: peer.into(), within: GREETING_MAX })?
+        let late = |_| BusError::Deadline { peer: peer.into(), within: GREETING_MAX };
+        let joined = joined.await.map_err(late).flatten();
+        joined.inspect_err(|_| self.sessions.forget(seal))
     }
 
     /// Groups are told after a session is ready.
@@ -138,14 +145,20 @@ impl Bus {
 }
 
 impl Sessions {
-    fn expect(&self, label: &str) -> oneshot::Receiver<(u64, String)> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expect(&self, label: &str, connection: &Connection) -> oneshot::Receiver<(u64, String)> {
         let (sender, receiver) = oneshot::channel();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(label.into(), sender);
+        let session = Session { waiting: Some(sender), connection: connection.clone() };
+        self.all().insert(label.into(), session);
         receiver
     }
 
-    fn forget(&self, label: &str) -> Option<Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(label)
+    /// The link is over: nobody has to be told when its session is.
+    pub(super) fn forget(&self, seal: &Seal) {
+        self.all().remove(&label(seal));
     }
 }
 
@@ -153,14 +166,19 @@ impl NodeEventSubscription for Sessions {
     fn node_session_opened(&self, _: NodeServerSessionInformation) {}
 
     fn node_session_disconnected(&self, session: NodeServerSessionInformation) {
-        // Whoever waits for it hears that it will not come; a link that stands sees its connection end.
-        self.forget(&session.peer_addr);
+        // Whoever waits for it hears that it will not come. A link that stands is of no use any more, although its
+        // connection may be the best: what holds it has to hear of it.
+        let ended = self.all().remove(&session.peer_addr);
+        if let Some(Session { connection, .. }) = ended {
+            Code::NoSession.close(&connection);
+        }
     }
 
     fn node_session_authenticated(&self, _: NodeServerSessionInformation) {}
 
     fn node_session_ready(&self, session: NodeServerSessionInformation) {
-        if let Some(waiting) = self.forget(&session.peer_addr) {
+        let waiting = self.all().get_mut(&session.peer_addr).and_then(|session| session.waiting.take());
+        if let Some(waiting) = waiting {
             let name = session.peer_name.map_or_else(String::new, |name| name.name);
             let _ = waiting.send((session.node_id, name));
         }
@@ -176,7 +194,7 @@ struct Stream {
 
 impl ClusterBidiStream for Stream {
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
-        (Box::new(self.recv), Box::new(self.send))
+        (Box::new(Guard::new(self.recv)), Box::new(self.send))
     }
 
     fn peer_label(&self) -> Option<String> {
@@ -187,6 +205,11 @@ impl ClusterBidiStream for Stream {
 /// A name that no other start of the node has.
 pub(super) fn full_name(name: &str, incarnation: u64) -> String {
     format!("{name}-{incarnation}")
+}
+
+/// What the stream of a link is called.
+fn label(seal: &Seal) -> String {
+    hex(seal.get(..8).unwrap_or_default())
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -114,6 +114,10 @@ pub(crate) enum Code {
     NoCertificate,
     /// Says to be somebody else.
     WrongName,
+    /// What went over it has ended by itself.
+    NoSession,
+    /// It is not wanted any more.
+    Dropped,
 }
 
 // === impl EndpointError ===
@@ -177,7 +181,14 @@ impl EndpointError {
 
 impl Code {
     pub(crate) fn close(self, connection: &Connection) {
-        connection.close(self.into(), self.reason().as_bytes());
+        self.close_because(connection, self.reason());
+    }
+
+    pub(crate) fn close_because(self, connection: &Connection, reason: &str) {
+        // The first reason is the one that counts.
+        if connection.close_reason().is_none() {
+            connection.close(self.into(), reason.as_bytes());
+        }
     }
 
     const fn reason(self) -> &'static str {
@@ -188,6 +199,8 @@ impl Code {
             Self::NotAdmitted => "the certificate is not admitted",
             Self::NoCertificate => "no certificate",
             Self::WrongName => "the name is not that of the certificate",
+            Self::NoSession => "the session of the actors has ended",
+            Self::Dropped => "not wanted any more",
         }
     }
 
@@ -199,6 +212,7 @@ impl Code {
             Self::NotAdmitted => "it was revoked, or issued by another head: issue it again",
             Self::NoCertificate => "get one by `dg-cluster join TOKEN`",
             Self::WrongName => "a peer must go by the name in its certificate",
+            Self::NoSession | Self::Dropped => "connect again",
         }
     }
 
@@ -236,5 +250,13 @@ fn printable(bytes: &[u8]) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-const ALL: [Code; 6] =
-    [Code::Bye, Code::BadCertificate, Code::Busy, Code::NotAdmitted, Code::NoCertificate, Code::WrongName];
+const ALL: [Code; 8] = [
+    Code::Bye,
+    Code::BadCertificate,
+    Code::Busy,
+    Code::NotAdmitted,
+    Code::NoCertificate,
+    Code::WrongName,
+    Code::NoSession,
+    Code::Dropped,
+];

@@ -43,6 +43,7 @@ mod options;
 mod peer;
 pub(crate) mod tls;
 
+pub(crate) use error::Code;
 pub use error::EndpointError;
 pub use options::Options;
 pub use peer::Peer;
@@ -60,7 +61,6 @@ use tokio::sync::mpsc;
 use crate::identity::{Admitted, Identity, Name, Passport, Role};
 use crate::join::JoinDesk;
 use crate::wire::read_frame;
-use error::Code;
 use gate::{Gate, Welcome};
 
 /// A socket and an identity, from which connections to peers are made.

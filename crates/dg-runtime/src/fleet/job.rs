@@ -30,7 +30,7 @@ pub struct JobBody {
     pub time_dtype: TimeDtype,
     /// Decode in tiles.
     pub vae_tiling: Option<bool>,
-    /// Larger is sooner.
+    /// Larger is sooner; what is above [`PRIORITY_MAX`](crate::PRIORITY_MAX) counts as that.
     pub priority: u8,
 }
 
@@ -93,6 +93,7 @@ impl JobBody {
                 request_images: self.request_images,
                 ..Parallel::default()
             },
+            priority: self.priority,
         }
     }
 

@@ -109,7 +109,7 @@ impl Private {
     /// Ends its processes.
     pub async fn shut_down(mut self) {
         self.head.shut_down();
-        self.head.ended().await;
+        let _ = self.head.ended().await;
     }
 }
 

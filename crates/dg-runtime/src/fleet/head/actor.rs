@@ -20,6 +20,8 @@ use dg_net::quiet::Quiet;
 use dg_plan::Machine;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -52,12 +54,16 @@ pub(super) enum Message {
 
 impl ractor::Message for Message {}
 
+/// Whether somebody has asked the cluster to end: an actor that ends without is dead.
+pub(super) type IsAsked = Arc<AtomicBool>;
+
 pub(super) async fn start(
     args: HeadArgs,
     term: u64,
     address: String,
+    is_asked: IsAsked,
 ) -> Result<(ActorRef<Message>, JoinHandle<()>), HeadError> {
-    let started = Actor::spawn(None, HeadActor, (args, term, address)).await;
+    let started = Actor::spawn(None, HeadActor, (args, term, address, is_asked)).await;
     started.map_err(|e| HeadError::Bus(dg_net::bus::BusError::Start(e.to_string())))
 }
 
@@ -87,17 +93,18 @@ pub(super) struct State {
     pub(super) quiet: Quiet,
     timer: Option<JoinHandle<()>>,
     pub(super) is_going_down: bool,
+    is_asked: IsAsked,
 }
 
 impl Actor for HeadActor {
     type Msg = Message;
     type State = State;
-    type Arguments = (HeadArgs, u64, String);
+    type Arguments = (HeadArgs, u64, String, IsAsked);
 
     async fn pre_start(
         &self,
         me: ActorRef<Message>,
-        (args, term, address): Self::Arguments,
+        (args, term, address, is_asked): Self::Arguments,
     ) -> Result<State, ActorProcessingErr> {
         let nodes = Node::all(&args.file, args.model.as_deref());
         let planner = AskPlanner { machine: machine(&args.file) };
@@ -117,6 +124,7 @@ impl Actor for HeadActor {
             quiet: Quiet::default(),
             timer: None,
             is_going_down: false,
+            is_asked,
             begin: Instant::now(),
             me,
             args,
@@ -209,6 +217,7 @@ impl State {
         if std::mem::replace(&mut self.is_going_down, true) {
             return;
         }
+        self.is_asked.store(true, Ordering::Release);
         let running: Vec<JobId> = self.jobs.keys().copied().collect();
         for job in running {
             self.logic_event(Event::Cancel(job));

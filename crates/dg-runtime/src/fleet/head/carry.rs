@@ -27,14 +27,7 @@ impl State {
                 tracing::debug!(node = node.0, incarnation, "a lease is asked for before its node is in");
             }
             Action::Grant { node, seq, ttl } => self.tell(node, &Down::Granted { seq, ttl }),
-            Action::Disconnect(node) => {
-                if let Some(node) = self.node_at_mut(node) {
-                    (node.link, node.is_in) = (None, false);
-                    let event =
-                        node.event("node_lost", format!("node {} did not renew its lease", node.name));
-                    self.events.push(event);
-                }
-            }
+            Action::Disconnect(node) => self.disconnect(node),
             Action::Spawn(rank, start) => {
                 self.spawning.entry(start).or_insert_with(Instant::now);
                 self.tell(rank.node, &Down::Spawn(rank.slot, start));
@@ -60,6 +53,21 @@ impl State {
             }
             Action::SetTimer(at) => self.set_timer(at),
         }
+    }
+
+    /// A node has not renewed its lease: the connection ends too, so that an agent that lives after all dials again.
+    fn disconnect(&mut self, node: NodeId) {
+        let Some(node) = self.node_at_mut(node) else { return };
+        node.is_in = false;
+        let event = node.event("node_lost", format!("node {} did not renew its lease", node.name));
+        if let Some(link) = node.link.take() {
+            link.close("the lease was not renewed");
+        }
+        let name = node.name.clone();
+        self.events.push(event);
+        // The end of this connection is old news then.
+        self.see_to_agent(&name);
+        self.look_again_at_probes();
     }
 
     /// Says something small to an agent.
@@ -168,7 +176,8 @@ impl State {
         match failure {
             Failure::NoProgress { cause, step, epochs } => {
                 let cause = self.cause(cause);
-                let message = format!("given up after {epochs} attempts at step {step}: {cause}");
+                let attempts = if *epochs == 1 { "attempt" } else { "attempts" };
+                let message = format!("given up after {epochs} {attempts} at step {step}: {cause}");
                 (message, Some(hint), ExitCode::Failed)
             }
             Failure::Memory { rank, need } => {

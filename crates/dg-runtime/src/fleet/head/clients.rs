@@ -14,8 +14,9 @@ use quic::{Receiving, Sending};
 use ractor::ActorRef;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 /// The streams of a client, without the name of the library.
 mod quic {
@@ -85,18 +86,24 @@ pub(super) struct Sink {
     sender: Option<mpsc::UnboundedSender<(Tell, Bytes)>>,
     /// Told when the client goes away.
     job: Arc<std::sync::OnceLock<JobId>>,
+    /// News that are not on their way yet.
+    unread: Arc<AtomicUsize>,
 }
 
 impl Sink {
     pub(super) fn nobody() -> Self {
-        Self { sender: None, job: Default::default() }
+        Self { sender: None, job: Default::default(), unread: Default::default() }
     }
 
-    /// That the client is gone does not matter here: it is told of elsewhere.
+    /// That the client is gone does not matter here: it is told of elsewhere. One that does not read misses news, but
+    /// nothing that its job ends with.
     pub(super) fn tell(&self, tell: Tell, body: Bytes) {
-        if let Some(sender) = &self.sender {
-            let _ = sender.send((tell, body));
+        let Some(sender) = &self.sender else { return };
+        if is_news(&tell) && self.unread.fetch_add(1, Ordering::Relaxed) >= NEWS_MAX {
+            self.unread.fetch_sub(1, Ordering::Relaxed);
+            return;
         }
+        let _ = sender.send((tell, body));
     }
 
     fn json(&self, value: &impl Serialize) {
@@ -107,10 +114,21 @@ impl Sink {
         self.tell(Tell::Failed { message, hint: hint.map(Into::into), exit: exit.code() }, Bytes::new());
     }
 
-    /// The question was for this job: when the client goes, so does the job.
-    pub(super) fn of_job(&mut self, job: JobId, _: &ActorRef<Message>) {
+    /// The question was for this job: when the client goes, so does the job. One that has gone before is not told of
+    /// again: look at [`is_closed`](Self::is_closed) after this.
+    pub(super) fn of_job(&mut self, job: JobId) {
         let _ = self.job.set(job);
     }
+
+    /// Whether nobody hears the answers any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.sender.as_ref().is_none_or(|sender| sender.is_closed())
+    }
+}
+
+/// What a job goes on without.
+fn is_news(tell: &Tell) -> bool {
+    matches!(tell, Tell::Event(_) | Tell::Notice(_))
 }
 
 /// Serves a client until it leaves.
@@ -118,6 +136,8 @@ pub(super) async fn serve(peer: Peer, actor: ActorRef<Message>) {
     let client = Arc::new(Client {
         name: peer.name().to_string(),
         bodies: Semaphore::new(BODIES_MAX),
+        turns: Semaphore::new(ANSWERS_MAX),
+        places: Semaphore::new(WAITING_MAX),
         quiet: Quiet::default(),
     });
     while let Ok((sending, receiving)) = peer.connection().accept_bi().await {
@@ -130,7 +150,31 @@ struct Client {
     name: String,
     /// Bodies that are read at a time.
     bodies: Semaphore,
+    /// Questions that are answered at a time, to the last byte that is read.
+    turns: Semaphore,
+    /// Questions that wait for their turn.
+    places: Semaphore,
     quiet: Quiet,
+}
+
+impl Client {
+    /// Waits until this question is to be answered. A job has a stream for as long as it lasts; all else is answered at
+    /// once, so that a client which does not read holds a few answers and no more. None: it has gone, or asks too much.
+    async fn turn(&self, ask: &Ask, sending: &Sending) -> Option<Option<SemaphorePermit<'_>>> {
+        if matches!(ask, Ask::Submit) {
+            return Some(None);
+        }
+        let Ok(_place) = self.places.try_acquire() else {
+            if self.quiet.allows(std::time::Instant::now()) {
+                tracing::warn!(client = self.name, "more than {WAITING_MAX} questions without an answer");
+            }
+            return None;
+        };
+        tokio::select! {
+            turn = self.turns.acquire() => turn.ok().map(Some),
+            _ = sending.stopped() => None,
+        }
+    }
 }
 
 /// Reads a question. A client has streams for many jobs that wait, but not memory for as many bodies at a time.
@@ -139,7 +183,7 @@ async fn hear(client: &Client, receiving: &mut Receiving) -> Result<(Ask, Bytes)
     let late = |_| WireError::Deadline { within: QUESTION_MAX };
     let body = async {
         let _slot = client.bodies.acquire().await;
-        read_body(receiving, JOB_BYTES_MAX).await
+        read_body(receiving, if matches!(ask, Ask::Submit) { JOB_BYTES_MAX } else { 0 }).await
     };
     let body = tokio::time::timeout(QUESTION_MAX, body).await.map_err(late)??;
     Ok((ask, body))
@@ -161,9 +205,10 @@ async fn question(
             return;
         }
     };
+    let Some(_turn) = client.turn(&ask, &sending).await else { return };
     let (sender, mut answers) = mpsc::unbounded_channel();
-    let job = Arc::new(std::sync::OnceLock::new());
-    let sink = Sink { sender: Some(sender), job: job.clone() };
+    let (job, unread) = (Arc::new(std::sync::OnceLock::new()), Arc::new(AtomicUsize::new(0)));
+    let sink = Sink { sender: Some(sender), job: job.clone(), unread: unread.clone() };
     if actor.cast(Message::Ask(name, ask, body, sink)).is_err() {
         return;
     }
@@ -175,13 +220,22 @@ async fn question(
         };
         let Some((tell, body)) = answer else {
             let _ = sending.finish();
-            let _ = tokio::time::timeout(QUESTION_MAX, sending.stopped()).await;
+            if tokio::time::timeout(QUESTION_MAX, sending.stopped()).await.is_err() {
+                // What nobody reads is not kept.
+                let _ = sending.reset(UNREAD.into());
+            }
             return;
         };
+        if is_news(&tell) {
+            unread.fetch_sub(1, Ordering::Relaxed);
+        }
         if write(&mut sending, &tell, body).await.is_err() {
             break;
         }
     }
+    let _ = sending.reset(UNREAD.into());
+    // In this order: a job that is made now is seen here, or it sees that this is closed.
+    answers.close();
     if let Some(job) = job.get() {
         let _ = actor.cast(Message::Gone(*job));
     }
@@ -218,11 +272,14 @@ pub(in crate::fleet) async fn write(
     wire::write_frame(stream, message, QUESTION_MAX).await?;
     let io = |e: std::io::Error| WireError::Io(e.to_string());
     stream.write_u64(body.len() as u64).await.map_err(io)?;
-    if body.is_empty() {
-        // The other side has all of it by now, and may have answered and left.
-        return Ok(());
+    // Without a body the other side has all of it by now, and may have answered and left.
+    for begin in (0..body.len()).step_by(CHUNK_BYTES) {
+        let chunk = body.slice(begin..body.len().min(begin + CHUNK_BYTES));
+        let written = tokio::time::timeout(QUESTION_MAX, stream.write_chunk(chunk)).await;
+        let written = written.map_err(|_| WireError::Deadline { within: QUESTION_MAX })?;
+        written.map_err(|e| WireError::Io(e.to_string()))?;
     }
-    stream.write_chunk(body).await.map_err(|e| WireError::Io(e.to_string()))
+    Ok(())
 }
 
 impl State {
@@ -231,10 +288,10 @@ impl State {
         match ask {
             Ask::Submit => match serde_json::from_slice::<JobBody>(body) {
                 Ok(_) if self.is_going_down => sink.fail("the cluster goes down".into(), None, Failed),
-                Ok(_) if self.jobs.len() >= JOBS_MAX => {
+                Ok(_) if self.jobs.len() + self.jobs_in_probes() >= JOBS_MAX => {
                     sink.fail(format!("{JOBS_MAX} jobs are waiting"), Some("submit it again later"), Failed);
                 }
-                Ok(job) => self.submit_when_known(client, job, sink),
+                Ok(job) => self.submit_when_known(client, job, body.len(), sink),
                 Err(error) => sink.fail(format!("a job that is not understood: {error}"), None, Config),
             },
             Ask::Status => sink.json(&self.status()),
@@ -300,5 +357,15 @@ pub(super) const JOBS_MAX: usize = 16_384;
 /// A job as JSON: some thousand long prompts.
 const JOB_BYTES_MAX: usize = 4 << 20;
 const FIRST_BYTES: usize = 64 << 10;
+/// So much of a body has to be read in [`QUESTION_MAX`].
+const CHUNK_BYTES: usize = 256 << 10;
+/// Questions of a client that are answered at a time.
+const ANSWERS_MAX: usize = 16;
+/// Questions of a client that wait for their turn.
+const WAITING_MAX: usize = 256;
+/// Events and notices of a job that are not on their way yet.
+const NEWS_MAX: usize = 256;
+/// Why a stream is reset whose answer is not read.
+const UNREAD: u32 = 1;
 /// Bodies that are read from a client at a time.
 const BODIES_MAX: usize = 4;

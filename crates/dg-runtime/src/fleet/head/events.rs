@@ -4,7 +4,7 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Something that happened.
@@ -34,19 +34,52 @@ pub struct Event {
 /// The file of events, and the last of them.
 pub(super) struct EventLog {
     file: Option<File>,
+    folder: PathBuf,
+    /// Bytes of the file, and the most that it may have.
+    bytes: u64,
+    bytes_max: u64,
     last: VecDeque<Event>,
 }
 
 impl EventLog {
     /// Goes on with the file of `folder`.
     pub(super) fn open(folder: &Path) -> Self {
-        let path = folder.join("events.jsonl");
-        if path.metadata().is_ok_and(|file| file.len() > BYTES_MAX) {
-            let _ = std::fs::rename(&path, folder.join("events.jsonl.1"));
+        Self::with_limit(folder, BYTES_MAX)
+    }
+
+    fn with_limit(folder: &Path, bytes_max: u64) -> Self {
+        let mut log = Self { file: None, folder: folder.into(), bytes: 0, bytes_max, last: VecDeque::new() };
+        log.open_file();
+        log
+    }
+
+    fn open_file(&mut self) {
+        let opened = File::options().create(true).append(true).open(self.folder.join(FILE));
+        let opened = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
+        match opened {
+            Ok((bytes, file)) => (self.bytes, self.file) = (bytes, Some(file)),
+            Err(error) => tracing::warn!(%error, "events are not written down"),
         }
-        let file = File::options().create(true).append(true).open(&path);
-        let file = file.inspect_err(|error| tracing::warn!(%error, "events are not written down"));
-        Self { file: file.ok(), last: VecDeque::new() }
+    }
+
+    /// Writes a line; a file that would be too long is put aside first, in place of the one before it.
+    fn write(&mut self, line: &[u8]) {
+        if self.file.is_some() && self.bytes > 0 && self.bytes + line.len() as u64 > self.bytes_max {
+            self.file = None;
+            let aside = std::fs::rename(self.folder.join(FILE), self.folder.join(ASIDE));
+            match aside {
+                Ok(()) => self.open_file(),
+                Err(error) => tracing::warn!(%error, "events are not written down any more"),
+            }
+        }
+        let Some(file) = &mut self.file else { return };
+        match file.write_all(line) {
+            Ok(()) => self.bytes += line.len() as u64,
+            Err(error) => {
+                tracing::warn!(%error, "events are not written down any more");
+                self.file = None;
+            }
+        }
     }
 
     pub(super) fn push(&mut self, mut event: Event) {
@@ -63,12 +96,9 @@ impl EventLog {
             "{}",
             event.message
         );
-        if let (Some(file), Ok(mut line)) = (&mut self.file, serde_json::to_vec(&event)) {
+        if let Ok(mut line) = serde_json::to_vec(&event) {
             line.push(b'\n');
-            if let Err(error) = file.write_all(&line) {
-                tracing::warn!(%error, "events are not written down any more");
-                self.file = None;
-            }
+            self.write(&line);
         }
         self.last.push_back(event);
         if self.last.len() > LAST_MAX {
@@ -86,7 +116,37 @@ impl EventLog {
     }
 }
 
+const FILE: &str = "events.jsonl";
+const ASIDE: &str = "events.jsonl.1";
 const BYTES_MAX: u64 = 64 << 20;
 const LAST_MAX: usize = 2000;
 /// A message may quote what somebody else has sent.
 const MESSAGE_CHARS_MAX: usize = 2000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_events_is_put_aside_before_it_is_too_long() {
+        let place = tempfile::tempdir().unwrap();
+        let numbers = |name: &str| -> Vec<usize> {
+            let text = std::fs::read_to_string(place.path().join(name)).unwrap();
+            assert!(text.len() <= 1000, "{} bytes", text.len());
+            let number = |line: &str| {
+                let event: serde_json::Value = serde_json::from_str(line).unwrap();
+                event["message"].as_str().unwrap().parse().unwrap()
+            };
+            text.lines().map(number).collect()
+        };
+        let event = |number: usize| Event { kind: "test", message: number.to_string(), ..Event::default() };
+        let mut log = EventLog::with_limit(place.path(), 1000);
+        log.extend((0..25).map(event));
+        drop(log);
+        // The next head goes on where this one was.
+        EventLog::with_limit(place.path(), 1000).extend((25..50).map(event));
+        let kept = [numbers(ASIDE), numbers(FILE)].concat();
+        assert!(kept.len() > 12 && kept.len() < 50, "{kept:?}");
+        assert_eq!(kept, (50 - kept.len()..50).collect::<Vec<_>>(), "the last ones, each once");
+    }
+}

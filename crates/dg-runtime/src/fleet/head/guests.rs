@@ -65,6 +65,10 @@ async fn node(peer: Peer, bus: Bus, term: u64, actor: ActorRef<Message>) {
             return;
         }
     }
-    let reason = link.close_reason().unwrap_or_else(|| "too many messages".into());
+    let reason = link.close_reason().unwrap_or_else(|| TOO_MANY.into());
+    link.close(TOO_MANY);
     let _ = actor.cast(Message::Closed(name, incarnation, reason));
 }
+
+/// The connection lives, but more came over it than was read.
+const TOO_MANY: &str = "too many messages";

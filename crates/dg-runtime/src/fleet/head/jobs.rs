@@ -5,6 +5,7 @@ use super::clients::{Sink, Tell};
 use super::events::Event;
 use super::models::is_same;
 use super::node::hash;
+use crate::PRIORITY_MAX;
 use crate::fleet::job::{JobBody, floats_to_bytes, unpack_part};
 use crate::logic::cluster::checkpoint::Reference;
 use crate::logic::cluster::epoch::{Cause, Team};
@@ -111,6 +112,10 @@ impl State {
             hint,
             exit: exit.code(),
         };
+        if sink.is_closed() {
+            // The client went while nodes looked for the model, or while it waited for its turn here.
+            return;
+        }
         if let Some(fault) = body.fault() {
             return sink.tell(fail(fault.to_string(), fault.hint(), fault.exit()), Bytes::new());
         }
@@ -121,7 +126,7 @@ impl State {
             let hint = "use smaller degrees, or add nodes".to_owned();
             return sink.tell(fail(message, Some(hint), ExitCode::Infeasible), Bytes::new());
         }
-        if self.queued_bytes > QUEUE_BYTES_MAX {
+        if self.queued_bytes + self.bytes_in_probes() > QUEUE_BYTES_MAX {
             let message = format!("jobs of more than {QUEUE_BYTES_MAX} bytes are waiting");
             let hint = Some("submit it again later".to_owned());
             return sink.tell(fail(message, hint, ExitCode::Failed), Bytes::new());
@@ -148,7 +153,7 @@ impl State {
         };
         self.next_job += 1;
         let id = JobId(self.next_job);
-        sink.of_job(id, &self.me);
+        sink.of_job(id);
         let spec = self.spec(client, &body, shape, &plan, hash);
         let entry = entry(id, client, body, shape, &plan, sink);
         entry.sink.tell(Tell::Accepted { job: id.to_string() }, Bytes::new());
@@ -166,6 +171,9 @@ impl State {
         self.queued_bytes += entry.packed.len();
         self.jobs.insert(id, entry);
         self.logic_event(head::Event::Submit(id, spec));
+        if self.jobs.get(&id).is_some_and(|entry| entry.sink.is_closed()) {
+            self.client_gone(id);
+        }
     }
 
     fn spec(
@@ -179,7 +187,7 @@ impl State {
         let layout = Layout { dp: 1, ..body.ask.layout };
         JobSpec {
             client: ClientId(number_of(client)),
-            priority: body.priority,
+            priority: body.priority.min(PRIORITY_MAX),
             model,
             steps: u32::try_from(plan.work.steps).unwrap_or(u32::MAX),
             ranks_min: 1,
@@ -417,6 +425,6 @@ const PART_CARD_BYTES_MAX: usize = 1 << 20;
 /// What a rank did, without its pictures.
 const DONE_CARD_BYTES_MAX: usize = 4 << 20;
 /// Bytes of all jobs that wait or run.
-const QUEUE_BYTES_MAX: usize = 128 << 20;
+pub(super) const QUEUE_BYTES_MAX: usize = 128 << 20;
 /// Steps whose parts are waited for.
 const PARTS_MAX: usize = 4;

@@ -137,6 +137,13 @@ impl State {
         self.launch_later(name);
     }
 
+    /// A node is not connected. A former head may have started its agent: nobody else sees to it then.
+    pub(super) fn see_to_agent(&mut self, name: &str) {
+        if !self.is_going_down && !self.launcher.is_running(name) {
+            self.launch_later(name);
+        }
+    }
+
     /// Again, the later the more often it was since the node was in.
     pub(super) fn launch_later(&mut self, name: &str) {
         let restarts = self.launcher.restarts.entry(name.to_owned()).or_default();

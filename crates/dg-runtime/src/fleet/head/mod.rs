@@ -28,6 +28,7 @@ use std::fs::File;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// What a head is started with.
 pub struct HeadArgs {
@@ -67,6 +68,9 @@ pub enum HeadError {
         /// What is wrong.
         why: String,
     },
+    /// It has ended, and nobody has asked for that.
+    #[error("the head has failed; agents and ranks stay for a while")]
+    Died,
     /// A file of the state folder.
     #[error("`{}`: {why}", path.display())]
     File {
@@ -82,6 +86,7 @@ impl HeadError {
     pub fn exit(&self) -> ExitCode {
         match self {
             Self::Identity(e) => e.exit_code(),
+            Self::Died => ExitCode::Failed,
             Self::Runs(_) => ExitCode::Infeasible,
             Self::Endpoint(dg_net::endpoint::EndpointError::Address { .. }) => ExitCode::Infeasible,
             Self::Endpoint(e) => e.exit_code(),
@@ -97,6 +102,9 @@ impl HeadError {
                 Some("is another program on this port? `[cluster] listen` names another one".into())
             }
             Self::Endpoint(e) => e.parts().1,
+            Self::Died => {
+                Some("`dg-cluster up` with the same file takes them back; the log tells why".into())
+            }
             _ => None,
         }
     }
@@ -108,6 +116,7 @@ pub struct Head {
     joined: tokio::task::JoinHandle<()>,
     endpoint: Endpoint,
     address: SocketAddr,
+    is_asked: actor::IsAsked,
     _lock: File,
 }
 
@@ -138,7 +147,8 @@ impl Head {
         let path = args.state_dir.join("head.addr");
         std::fs::write(&path, format!("{shown}\n")).map_err(file_error(path))?;
         let bus = dg_net::bus::Bus::start("head", term, None).await?;
-        let (actor, joined) = actor::start(args, term, shown).await?;
+        let is_asked = actor::IsAsked::default();
+        let (actor, joined) = actor::start(args, term, shown, is_asked.clone()).await?;
         let serving = guests::serve(listener, bus, term, actor.clone());
         tokio::spawn(async move {
             tokio::select! {
@@ -147,7 +157,7 @@ impl Head {
                 () = give_back() => {}
             }
         });
-        Ok(Self { actor, joined, endpoint, address, _lock: lock })
+        Ok(Self { actor, joined, endpoint, address, is_asked, _lock: lock })
     }
 
     /// Where it listens.
@@ -160,10 +170,18 @@ impl Head {
         let _ = self.actor.cast(actor::Message::Down);
     }
 
-    /// Waits until somebody has ended it.
-    pub async fn ended(&mut self) {
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// [`HeadError::Died`] if nobody has asked for that.
+    pub async fn ended(&mut self) -> Result<(), HeadError> {
         let _ = (&mut self.joined).await;
-        self.endpoint.close("the cluster is down").await;
+        if self.is_asked.load(Ordering::Acquire) {
+            self.endpoint.close("the cluster is down").await;
+            return Ok(());
+        }
+        self.endpoint.close("the head has failed").await;
+        Err(HeadError::Died)
     }
 }
 
@@ -245,3 +263,6 @@ fn agent_arguments(name: &str, head: &str, state_dir: &Path) -> Vec<OsString> {
     arguments.push(state_dir.into());
     arguments
 }
+
+#[cfg(test)]
+mod tests;

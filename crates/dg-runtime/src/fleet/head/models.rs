@@ -2,9 +2,11 @@
 
 use super::actor::State;
 use super::clients::{Sink, Tell};
+use super::jobs::QUEUE_BYTES_MAX;
 use super::node::hash;
 use crate::fleet::job::{JobBody, ModelCard};
 use crate::fleet::protocol::Down;
+use crate::logic::cluster::NodeId;
 use crate::logic::cluster::head::Event;
 use bytes::Bytes;
 use dg_core::ExitCode;
@@ -13,8 +15,17 @@ use std::time::{Duration, Instant};
 /// A question to all nodes, and who waits for the answer.
 pub(super) struct Probe {
     until: Instant,
-    jobs: Vec<(String, JobBody, Sink)>,
+    jobs: Vec<Asking>,
     cards: Vec<Sink>,
+}
+
+/// A job that waits for the answer.
+struct Asking {
+    client: String,
+    job: JobBody,
+    /// Bytes that it was submitted as.
+    bytes: usize,
+    sink: Sink,
 }
 
 /// Whether two names stand for the same model, the first of which may be that of the file.
@@ -43,12 +54,15 @@ impl State {
             let message = format!("node {} does not have the model `{name}`: {why}", node.name);
             node.event("model_missing", message)
         });
-        node.models.insert(name.clone(), card);
+        let before = node.models.insert(name.clone(), card);
+        // It may say so again and again: that is no news.
+        let missing = missing.filter(|_| before.is_none_or(|card| card.is_ok()));
         let is_new = is_own && node.link.is_some() && !std::mem::replace(&mut node.is_in, true);
         let (id, facts) = (node.id, node.logic_facts());
         self.events.extend(missing);
         if let Some(facts) = facts.filter(|_| is_new) {
             self.logic_event(Event::Hello(id, facts));
+            self.probe_newcomer(id);
         }
         self.tell_of_model(&name);
         self.ask_again(&name);
@@ -76,15 +90,30 @@ impl State {
     }
 
     /// Submits a job once every node that is in has said whether it has the model.
-    pub(super) fn submit_when_known(&mut self, client: &str, job: JobBody, sink: Sink) {
+    pub(super) fn submit_when_known(&mut self, client: &str, job: JobBody, bytes: usize, sink: Sink) {
         let name = self.name_of(job.model.as_ref());
         if self.is_known(&name) {
             return self.submit_known(client, job, sink, &name);
         }
+        if self.queued_bytes + self.bytes_in_probes() + bytes > QUEUE_BYTES_MAX {
+            let message = format!("jobs of more than {QUEUE_BYTES_MAX} bytes are waiting");
+            let (hint, exit) = (Some("submit it again later".to_owned()), ExitCode::Failed.code());
+            return sink.tell(Tell::Failed { message, hint, exit }, Bytes::new());
+        }
         if !self.may_probe(&name, &sink) {
             return;
         }
-        self.probe(&name).jobs.push((client.into(), job, sink));
+        self.probe(&name).jobs.push(Asking { client: client.into(), job, bytes, sink });
+    }
+
+    /// Jobs that wait until it is known who has their model.
+    pub(super) fn jobs_in_probes(&self) -> usize {
+        self.probes.values().map(|probe| probe.jobs.len()).sum()
+    }
+
+    /// The same, in bytes.
+    pub(super) fn bytes_in_probes(&self) -> usize {
+        self.probes.values().flat_map(|probe| &probe.jobs).map(|asking| asking.bytes).sum()
     }
 
     /// Answers with the card of a model.
@@ -117,7 +146,23 @@ impl State {
         false
     }
 
+    /// A node that is in now is asked what others are being asked.
+    fn probe_newcomer(&self, id: NodeId) {
+        let Some(node) = self.node_at(id) else { return };
+        for name in self.probes.keys().filter(|name| !node.models.contains_key(*name)) {
+            self.tell(id, &Down::Probe(name.clone()));
+        }
+    }
+
+    /// A node has left: others may have waited for its answers alone.
+    pub(super) fn look_again_at_probes(&mut self) {
+        let names: Vec<String> = self.probes.keys().cloned().collect();
+        names.iter().for_each(|name| self.ask_again(name));
+    }
+
     fn probe(&mut self, name: &str) -> &mut Probe {
+        // Before the tick that looks at it.
+        let until = Instant::now() + PROBE_MAX;
         if !self.probes.contains_key(name) {
             let asked = self.nodes.iter().filter(|node| node.is_in && !node.models.contains_key(name));
             for link in asked.filter_map(|node| node.link.as_ref()) {
@@ -126,7 +171,6 @@ impl State {
             let me = self.me.clone();
             me.send_after(PROBE_MAX, || super::actor::Message::Tick);
         }
-        let until = Instant::now() + PROBE_MAX;
         self.probes.entry(name.to_owned()).or_insert(Probe { until, jobs: Vec::new(), cards: Vec::new() })
     }
 
@@ -135,7 +179,7 @@ impl State {
             return;
         }
         let Some(probe) = self.probes.remove(name) else { return };
-        for (client, job, sink) in probe.jobs {
+        for Asking { client, job, sink, .. } in probe.jobs {
             self.submit_known(&client, job, sink, name);
         }
         for sink in probe.cards {
@@ -195,7 +239,7 @@ impl State {
                 true => format!("not every node has said whether it has the model `{name}`"),
                 false => "no node is in".to_owned(),
             };
-            let sinks = probe.jobs.into_iter().map(|(_, _, sink)| sink).chain(probe.cards);
+            let sinks = probe.jobs.into_iter().map(|asking| asking.sink).chain(probe.cards);
             for sink in sinks {
                 let hint = Some("`dg-cluster status` shows the nodes".to_owned());
                 sink.tell(

@@ -5,10 +5,10 @@ use super::clients::Tell;
 use super::guests::Admission;
 use super::node::RankInfo;
 use crate::fleet::protocol::{AgentFacts, RankSay, Up};
-use crate::logic::cluster::epoch::{Say, Trouble};
+use crate::logic::cluster::epoch::{Say, State as Member, Trouble};
 use crate::logic::cluster::head::{Event, LOG_LINES_MAX};
 use crate::logic::cluster::registry::Process;
-use crate::logic::cluster::{RankId, Stamp};
+use crate::logic::cluster::{JobId, RankId, Stamp};
 use bytes::Bytes;
 use dg_net::bus::Link;
 use dg_net::wire;
@@ -35,8 +35,10 @@ impl State {
             return;
         }
         let is_new = node.incarnation != incarnation;
-        // The older connection of the node ends with this.
-        let old = node.link.replace(link);
+        // Others hold the older link too.
+        if let Some(old) = node.link.replace(link) {
+            old.close("the node has connected anew");
+        }
         let before = std::mem::replace(&mut node.incarnation, incarnation);
         let was_in = std::mem::take(&mut node.is_in);
         node.facts = Some(facts);
@@ -48,8 +50,8 @@ impl State {
         self.launcher.joined(name);
         if was_in {
             self.logic_event(Event::Closed(id, before));
+            self.look_again_at_probes();
         }
-        drop(old);
     }
 
     pub(super) fn closed(&mut self, name: &str, incarnation: u64, reason: &str) {
@@ -71,13 +73,11 @@ impl State {
                 .node(name)
                 .map(|n| n.event("node_lost", format!("the connection to {name} ended: {reason}")));
             self.events.extend(event);
-            // A former head may have started its agent: nobody else sees to it then.
-            if !self.launcher.is_running(name) {
-                self.launch_later(name);
-            }
+            self.see_to_agent(name);
         }
         if was_in {
             self.logic_event(Event::Closed(id, incarnation));
+            self.look_again_at_probes();
         }
         self.end_if_alone();
     }
@@ -183,7 +183,9 @@ impl State {
                 None => return,
             },
             RankSay::Event(text) => {
-                if let Some(entry) = self.job_of(epoch).and_then(|job| self.jobs.get(&job)) {
+                if text.len() <= EVENT_BYTES_MAX
+                    && let Some(entry) = self.job_of(epoch).and_then(|job| self.jobs.get(&job))
+                {
                     entry.sink.tell(Tell::Event(text), Bytes::new());
                 }
                 return;
@@ -198,7 +200,7 @@ impl State {
                     Trouble::Error(text) => Trouble::Error(short(&text, LINES_CHARS_MAX)),
                     other => other,
                 };
-                if let (Some(job), Trouble::Error(text)) = (self.job_of(epoch), &trouble) {
+                if let (Some(job), Trouble::Error(text)) = (self.job_of_member(rank, epoch), &trouble) {
                     let message = format!("{}: {text}", self.rank_name(rank));
                     self.job_notice(job, "rank_failed", &message, None);
                 }
@@ -206,6 +208,13 @@ impl State {
             }
         };
         self.logic_event(Event::Said(rank, start, epoch, say));
+    }
+
+    /// The job of an attempt that this rank works for, and has not left.
+    fn job_of_member(&self, rank: RankId, epoch: Stamp) -> Option<JobId> {
+        let job = self.job_of(epoch)?;
+        let attempt = self.logic.job(job)?.epoch().filter(|attempt| attempt.stamp == epoch)?;
+        matches!(attempt.state(rank)?, Member::Working | Member::Answered).then_some(job)
     }
 
     fn info(&mut self, rank: RankId) -> Option<&mut RankInfo> {
@@ -218,6 +227,8 @@ fn short(text: &str, chars_max: usize) -> String {
     text.chars().take(chars_max).collect()
 }
 
+/// A step event as JSON.
+const EVENT_BYTES_MAX: usize = 4 << 10;
 const LINE_CHARS_MAX: usize = 300;
 const LINES_CHARS_MAX: usize = 6000;
 /// What loading is taken to last, on top of starting a process.

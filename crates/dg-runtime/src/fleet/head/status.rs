@@ -87,6 +87,9 @@ pub struct JobStatus {
     pub job: String,
     /// Who submitted it.
     pub client: String,
+    /// Higher ones begin first.
+    #[serde(default)]
+    pub priority: u8,
     /// `waiting`, `running`, `done`, `cancelled`, `failed`.
     pub state: String,
     /// Why it failed.
@@ -199,6 +202,7 @@ fn job_status(entry: &JobEntry) -> JobStatus {
     JobStatus {
         job: entry.id.to_string(),
         client: entry.client.clone(),
+        priority: entry.body.priority.min(crate::PRIORITY_MAX),
         state: state.into(),
         error,
         images: entry.images,

@@ -166,6 +166,7 @@ impl Computer {
         let patience = crate::cluster::PATIENCE;
         let job = RankJob { plan: attempt.plan.clone(), comm, request: attempt.team.job, patience, resume };
         let mut watch = Reporter { attempt, tell, failpoint: *failpoint, number: setup.number as usize };
+        watch.fail_at(from_step as usize);
         let (start, batch) = (Instant::now(), &attempt.body.batch);
         let ran = pool.install(|| connected(engine, batch, &job, &mut watch));
         let report = report(setup, attempt, &job, engine.mapped_bytes(), start.elapsed());
@@ -243,6 +244,15 @@ impl Reporter<'_> {
     fn say(&self, say: RankSay, body: Bytes) {
         (self.tell)(Message::Said(self.attempt.epoch, say, body));
     }
+
+    /// Ends the process if that is asked for after so many steps.
+    fn fail_at(&self, step: usize) {
+        let Some(point) = self.failpoint.filter(|point| point.hits(self.number, step)) else { return };
+        tracing::error!("failpoint {point}: this process kills itself");
+        // What was said so far is on its way before the process is not.
+        std::thread::sleep(FAILPOINT_WAIT);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    }
 }
 
 impl Watch for Reporter<'_> {
@@ -254,11 +264,7 @@ impl Watch for Reporter<'_> {
 
     fn wants_latents(&self, step: usize) -> bool {
         self.say(RankSay::Progress(u32::try_from(step).unwrap_or(u32::MAX)), Bytes::new());
-        if self.failpoint.is_some_and(|point| point.hits(self.number, step)) {
-            // What was said so far is on its way before the process is not.
-            std::thread::sleep(FAILPOINT_WAIT);
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        }
+        self.fail_at(step);
         let plan = &self.attempt.plan;
         let is_due = step.is_multiple_of(self.attempt.team.checkpoint_every.max(1) as usize);
         (is_due || step == plan.work.steps) && plan.resumes_at(step)

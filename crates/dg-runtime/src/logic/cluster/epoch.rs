@@ -133,7 +133,7 @@ pub struct EpochTimes {
     pub quiet_min: Duration,
     /// Median steps without progress that count as hanging.
     pub quiet_steps: u32,
-    /// Ranks that do not answer an abort for so long are given up.
+    /// Ranks that do not answer an abort for so long, or for as long as they may take to stop, are given up.
     pub abort_grace: Duration,
     /// Attempts in a row without a checkpoint that are made.
     pub barren_max: u32,
@@ -424,8 +424,9 @@ impl Epoch {
 
     /// The order of this phase to all that have not answered.
     fn send(&mut self, now: Duration) -> Vec<Action> {
+        let resend = self.times.resend;
         self.resend_at =
-            now + if self.phase == Phase::Aborting { self.times.abort_grace / 3 } else { self.times.resend };
+            now + if self.phase == Phase::Aborting { resend.min(self.grace() / 3) } else { resend };
         let order = match self.phase {
             Phase::Preparing => Order::Prepare(self.team.clone()),
             Phase::Grouping => Order::InitGroup,
@@ -444,8 +445,13 @@ impl Epoch {
             (Phase::Grouping, _) => self.times.group_max,
             (Phase::Running, Some(median)) => self.times.quiet_min.max(median * self.times.quiet_steps),
             (Phase::Running, None) => self.times.first_step_max,
-            (Phase::Aborting, _) => self.times.abort_grace,
+            (Phase::Aborting, _) => self.grace(),
         }
+    }
+
+    /// How long ranks have to stop.
+    fn grace(&self) -> Duration {
+        self.times.abort_grace.max(self.pace.stop_time())
     }
 }
 

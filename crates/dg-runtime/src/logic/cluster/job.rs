@@ -223,6 +223,11 @@ impl Job {
         &self.checkpoints
     }
 
+    /// How long its ranks may take to stop, as far as its steps tell.
+    pub fn stop_time(&self) -> Duration {
+        self.epoch().map_or(&self.pace, |epoch| &epoch.pace).stop_time()
+    }
+
     /// When to look again.
     pub fn next(&self) -> Option<Duration> {
         match &self.state {
@@ -344,10 +349,12 @@ impl Job {
         self.close();
         let Life::Active(epoch) = std::mem::replace(&mut self.state, Life::Ended) else { return Vec::new() };
         let (step, team) = (epoch.step, (*epoch.team).clone());
-        // In a collective all ranks stand still together: it is the one that does not answer which hangs.
-        let silent = team.members.iter().find(|rank| epoch.state(**rank) == Some(State::Working)).copied();
-        let cause = match (cause, silent) {
-            (Cause::Hung(_), Some(rank)) => Cause::Hung(rank),
+        // In a collective all ranks stand still together: it is one that does not answer which hangs, and if it is not
+        // alone, the one that was behind.
+        let silent = team.members.iter().filter(|rank| epoch.state(**rank) == Some(State::Working)).copied();
+        let silent: Vec<RankId> = silent.collect();
+        let cause = match (cause, silent.as_slice()) {
+            (Cause::Hung(named), [first, ..]) if !silent.contains(&named) => Cause::Hung(*first),
             (cause, _) => cause,
         };
         let (left, lost): (Vec<_>, Vec<_>) =
@@ -356,7 +363,9 @@ impl Job {
         self.barren = if self.has_progressed { 0 } else { self.barren + 1 };
         let replaced = match &cause {
             Cause::DeviceLost(rank) => Some(Action::Replace(*rank)),
-            Cause::Hung(rank) if silent.is_some() => Some(Action::Replace(*rank)),
+            // Among several it is not known whose fault it is: they are left behind, and none of them is nearer to being
+            // taken for broken.
+            Cause::Hung(rank) if silent.len() == 1 => Some(Action::Replace(*rank)),
             _ => None,
         };
         if let Cause::Oom(rank, need) = cause {

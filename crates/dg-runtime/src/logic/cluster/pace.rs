@@ -24,7 +24,14 @@ impl Pace {
         steps.sort_unstable();
         steps.get(steps.len() / 2).copied()
     }
+
+    /// How long a rank may take to stop, as far as steps tell: it looks between blocks, of which a step has at least four.
+    pub fn stop_time(&self) -> Duration {
+        self.median().unwrap_or_default() / BLOCKS_MIN
+    }
 }
 
 /// Steps that count.
 const STEPS_MAX: usize = 15;
+/// Blocks of a step, of the smallest model.
+const BLOCKS_MIN: u32 = 4;

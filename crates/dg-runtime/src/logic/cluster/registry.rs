@@ -92,8 +92,8 @@ pub enum Event {
     Take(RankId, JobId),
     /// A job gives a rank back that has nothing to do any more.
     Free(RankId),
-    /// A job gives a rank back that may still be at it.
-    Stop(RankId),
+    /// A job gives a rank back that may still be at it, and take so long to stop.
+    Stop(RankId, Duration),
     /// The device of a rank has failed: its process has to be started anew.
     Replace(RankId),
     /// Time has passed.
@@ -260,8 +260,8 @@ impl Registry {
                 Process::Busy(start, _) => self.idle(rank, start, now),
                 _ => Vec::new(),
             },
-            Event::Stop(rank) => match self.process(rank) {
-                Process::Busy(start, _) => self.stop(rank, start, now),
+            Event::Stop(rank, time) => match self.process(rank) {
+                Process::Busy(start, _) => self.stop(rank, start, time, now),
                 _ => Vec::new(),
             },
             Event::Replace(rank) => self.replace(rank, now),

@@ -45,6 +45,7 @@ impl<P: Planner> Head<P> {
         now: Duration,
         out: &mut Vec<Action>,
     ) {
+        let stop_time = self.jobs.get(&id).map(Job::stop_time).unwrap_or_default();
         for action in actions {
             match action {
                 job::Action::Send(rank, epoch, order) => {
@@ -56,7 +57,7 @@ impl<P: Planner> Head<P> {
                     self.on_registry(registry::Event::Free(rank), now, out);
                 }
                 job::Action::Release(rank, State::Working | State::Answered) => {
-                    self.on_registry(registry::Event::Stop(rank), now, out);
+                    self.on_registry(registry::Event::Stop(rank, stop_time), now, out);
                 }
                 job::Action::Release(_, State::Gone) => {}
                 job::Action::Resumed(epoch, step) => out.push(Action::Resumed(id, epoch, step)),

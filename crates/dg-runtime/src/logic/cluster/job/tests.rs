@@ -142,3 +142,36 @@ fn a_cancelled_job_ends_when_its_ranks_have_stopped() {
     assert_eq!(said(&mut job, 1, 1, Say::Stopped).last(), Some(&Action::End(End::Cancelled)));
     assert_eq!(job.handle(Event::Cancel, ms(6), &replan), []);
 }
+
+/// A job of one attempt whose rank 1 is behind when nothing comes any more; `stops` answers the abort. What follows.
+fn hang(stops: Option<u16>) -> Vec<Action> {
+    let times = EpochTimes { barren_max: 1, ..EpochTimes::default() };
+    let mut job = Job::new(job().spec, times, Duration::from_secs(600), ms(0));
+    run(&mut job, 1);
+    said(&mut job, 1, 0, Say::Progress(1));
+    job.handle(Event::Tick, Duration::from_secs(121), &replan);
+    if let Some(slot) = stops {
+        said(&mut job, 1, slot, Say::Stopped);
+    }
+    job.handle(Event::Tick, Duration::from_secs(122), &replan)
+}
+
+#[test]
+fn a_hang_is_the_fault_of_who_is_silent_and_counts_only_if_that_is_one() {
+    let blamed = |actions: &[Action]| match actions.last() {
+        Some(Action::End(End::Failed(Failure::NoProgress { cause, .. }))) => cause.rank(),
+        other => panic!("{other:?}"),
+    };
+    let replaced = |actions: &[Action]| {
+        actions.iter().find_map(|action| match action {
+            Action::Replace(rank) => Some(*rank),
+            _ => None,
+        })
+    };
+    let both = hang(None);
+    assert_eq!((blamed(&both), replaced(&both)), (Some(rank(1)), None), "the one that was behind");
+    for (stops, silent) in [(0, 1), (1, 0)] {
+        let one = hang(Some(stops));
+        assert_eq!((blamed(&one), replaced(&one)), (Some(rank(silent)), Some(rank(silent))));
+    }
+}

@@ -38,7 +38,7 @@ impl Registry {
             match running.iter().find(|(other, _)| *other == slot) {
                 _ if self.process(rank) == Process::Bad => {}
                 // What it does is not known: of an earlier head, or of a job that was given away.
-                Some((_, start)) => actions.extend(self.stop(rank, *start, now)),
+                Some((_, start)) => actions.extend(self.stop(rank, *start, Duration::ZERO, now)),
                 None => actions.extend(self.spawn(rank, now)),
             }
         }
@@ -162,9 +162,9 @@ impl Registry {
         vec![Action::Kill(rank, start)]
     }
 
-    pub(super) fn stop(&mut self, rank: RankId, start: Stamp, now: Duration) -> Vec<Action> {
+    pub(super) fn stop(&mut self, rank: RankId, start: Stamp, time: Duration, now: Duration) -> Vec<Action> {
         let stamp = self.stamp();
-        self.set(rank, Process::Stopping(start, stamp, now + self.times.stop_max), now);
+        self.set(rank, Process::Stopping(start, stamp, now + self.times.stop_max.max(time)), now);
         vec![Action::Abort(rank, start, stamp)]
     }
 

@@ -88,3 +88,15 @@ fn jobs_hear_of_lost_ranks_and_a_draining_node_takes_nothing_new() {
     assert_eq!(registry.handle(Event::Down(NODE), s(6)), [lost]);
     assert_eq!((registry.lacks(ModelHash(2)), registry.start(RANK)), (None, None));
 }
+
+#[test]
+fn a_process_with_long_steps_has_longer_to_stop() {
+    let (mut registry, _) = up(Vec::new());
+    let start = registry.start(RANK).unwrap();
+    registry.handle(Event::Spawned(RANK, start), s(0));
+    registry.handle(Event::Take(RANK, JobId(4)), s(0));
+    let told = registry.handle(Event::Stop(RANK, s(5)), s(0));
+    assert!(matches!(told[..], [Action::Abort(..)]));
+    assert_eq!(registry.handle(Event::Tick, s(4)), told, "it is told again");
+    assert_eq!(registry.handle(Event::Tick, s(5)), [Action::Kill(RANK, start)]);
+}
