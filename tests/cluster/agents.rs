@@ -63,13 +63,13 @@ fn a_node_that_is_started_again_joins_at_once() {
 }
 
 /// An agent that somebody started, not the head.
-struct ByHand(Child);
+pub(crate) struct ByHand(pub(crate) Child);
 
 impl ByHand {
-    fn start(rig: &Rig, node: &str) -> Self {
+    pub(crate) fn start(rig: &Rig, node: &str) -> Self {
         let head = format!("127.0.0.1:{}", rig.port);
         let mut command = rig.command(&["agent", "--name", node, "--head", &head, "--state_dir", "state"]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null());
         Self(command.spawn().expect("the program was just built"))
     }
 
@@ -107,5 +107,6 @@ fn a_node_that_is_started_by_hand_does_not_wait_for_its_ghost() {
             assert_eq!(rig.jobs()[0].ranks, [0, 1]);
         }
     }
-    drop(agent.0);
+    rig.cluster(&["down", "--cluster", "rig.toml"]).expect_success();
+    assert_eq!(finish(agent.0, Duration::from_secs(10)).status, Some(0), "it was told to end");
 }

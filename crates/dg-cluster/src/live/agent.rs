@@ -66,6 +66,10 @@ impl From<AgentError> for Failure {
         let hint = match &e {
             AgentError::Runs(_) => "a node has one agent: end the other one first",
             AgentError::Identity(_) => "`dg-cluster join TOKEN --name NAME` gets the certificate of a node",
+            AgentError::Alone { .. } => {
+                "is the head up (`dg-cluster status` on its host), and does UDP reach it from here? Then start the agent again"
+            }
+            AgentError::System(_) => "messages before this one have the details",
             _ => "the head's log has the details",
         };
         let (exit, text) = (e.exit(), e.to_string());

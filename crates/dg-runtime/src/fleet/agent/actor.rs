@@ -50,15 +50,16 @@ pub(super) async fn run(
     let local = if args.head.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
     let local = local.parse().map_err(|_| AgentError::System("no local address".into()))?;
     let endpoint = Endpoint::dialer(local, &identity, Admitted::everyone(), args.options.clone())?;
-    let (ended, end) = oneshot::channel();
+    let (ended, end) = oneshot::channel::<Ended>();
     let running = Running::default();
     let arguments = (args.clone(), running.clone(), ended);
     let (actor, joined) =
         Actor::spawn(None, AgentActor, arguments).await.map_err(|e| AgentError::System(e.to_string()))?;
     let dialling = tokio::spawn(dial::dial(args, endpoint.clone(), incarnation, running, actor.clone()));
     let result = tokio::select! {
-        _ = end => Ok(()),
-        dialled = dialling => dialled.unwrap_or_else(|e| Err(AgentError::System(e.to_string()))),
+        biased;
+        ended = end => ended.unwrap_or_else(|_| Err(AgentError::System(GONE.into()))),
+        dialled = dialling => Err(dialled.unwrap_or_else(|e| AgentError::System(e.to_string()))),
         () = stop => {
             let _ = actor.cast(Message::Stop);
             Ok(())
@@ -70,6 +71,9 @@ pub(super) async fn run(
     endpoint.close("the agent ends").await;
     result
 }
+
+/// How the agent ends: told to, or with a reason.
+type Ended = Result<(), AgentError>;
 
 struct AgentActor;
 
@@ -85,13 +89,13 @@ struct State {
     had: Vec<u16>,
     running: Running,
     timer: Option<tokio::task::JoinHandle<()>>,
-    ended: Option<oneshot::Sender<()>>,
+    ended: Option<oneshot::Sender<Ended>>,
 }
 
 impl Actor for AgentActor {
     type Msg = Message;
     type State = State;
-    type Arguments = (AgentArgs, Running, oneshot::Sender<()>);
+    type Arguments = (AgentArgs, Running, oneshot::Sender<Ended>);
 
     async fn pre_start(
         &self,
@@ -157,7 +161,7 @@ impl Actor for AgentActor {
                 }
             }
             Message::Tick => state.keep(NodeEvent::Tick, &me),
-            Message::Stop => state.end(),
+            Message::Stop => state.end(Ok(())),
         }
         Ok(())
     }
@@ -225,7 +229,7 @@ impl State {
                 }
             }
             Down::Probe(name) => self.probe(name, me),
-            Down::Exit => self.end(),
+            Down::Exit => self.end(Ok(())),
         }
     }
 
@@ -314,7 +318,7 @@ impl State {
         if self.spec.is_none() {
             // Until a head has said how long leases are, there is none to lose; but nobody waits for ever.
             if self.begin.elapsed() > ALONE_AT_START_MAX {
-                return self.end();
+                return self.end(Err(self.alone(ALONE_AT_START_MAX)));
             }
             return self.set_timer(Duration::from_secs(1), me);
         }
@@ -337,8 +341,8 @@ impl State {
                     self.ranks.values_mut().filter(|rank| rank.must_stop).for_each(Rank::kill);
                 }
                 NodeAction::Exit => {
-                    tracing::warn!("no head for too long: this agent ends");
-                    self.end();
+                    let max = self.spec.as_ref().map_or(ALONE_AT_START_MAX, |spec| spec.lease.alone_max);
+                    self.end(Err(self.alone(max)));
                 }
                 NodeAction::SetTimer(at) => {
                     self.set_timer(at.saturating_sub(now) + Duration::from_millis(1), me);
@@ -359,13 +363,19 @@ impl State {
         }));
     }
 
-    fn end(&mut self) {
+    fn alone(&self, max: Duration) -> AgentError {
+        AgentError::Alone { node: self.args.name.clone(), head: self.args.head.clone(), max }
+    }
+
+    fn end(&mut self, how: Ended) {
         self.ranks.values_mut().for_each(Rank::kill);
         if let Some(ended) = self.ended.take() {
-            let _ = ended.send(());
+            let _ = ended.send(how);
         }
     }
 }
 
+/// The actor ends by itself only if it has panicked.
+pub(super) const GONE: &str = "the agent has failed: its log has the reason";
 /// How long an agent that has never had a head looks for one.
 const ALONE_AT_START_MAX: Duration = Duration::from_secs(600);

@@ -1,7 +1,7 @@
 //! The way to the head: dialled again and again until there is one.
 
 use super::super::protocol::{AgentFacts, NodeSpec};
-use super::actor::Message;
+use super::actor::{GONE, Message};
 use super::{AgentArgs, AgentError, REDIAL};
 use crate::logic::cluster::Stamp;
 use dg_core::ExitCode;
@@ -16,14 +16,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Ranks that run, as the head is told when it is greeted.
 pub(super) type Running = Arc<Mutex<Vec<(u16, Stamp)>>>;
 
-/// Dials for ever; ends when the head refuses for good.
+/// Dials for ever; ends when the head refuses for good, or the agent is gone.
 pub(super) async fn dial(
     args: AgentArgs,
     endpoint: Endpoint,
     incarnation: u64,
     running: Running,
     actor: ActorRef<Message>,
-) -> Result<(), AgentError> {
+) -> AgentError {
     let mut pause = REDIAL.0;
     loop {
         let running = running.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -31,7 +31,7 @@ pub(super) async fn dial(
             Ok((bus, link, spec, term)) => {
                 pause = REDIAL.0;
                 if actor.cast(Message::Connected(link.clone(), Box::new(spec), term)).is_err() {
-                    return Ok(());
+                    return AgentError::System(GONE.into());
                 }
                 while let Some(received) = link.receive().await {
                     let _ = actor.cast(Message::Heard(received));
@@ -40,7 +40,7 @@ pub(super) async fn dial(
                 let _ = actor.cast(Message::Lost(reason));
                 bus.stop();
             }
-            Err(error) if is_final(&error) => return Err(error.into()),
+            Err(error) if is_final(&error) => return error.into(),
             Err(error) => tracing::info!(%error, head = %args.head, "the head is not there yet"),
         }
         tokio::time::sleep(pause).await;

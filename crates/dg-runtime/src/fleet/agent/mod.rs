@@ -47,6 +47,16 @@ pub enum AgentError {
     /// The head does not take it, and will not later.
     #[error(transparent)]
     Refused(#[from] dg_net::bus::BusError),
+    /// Nobody has told it what to do for too long.
+    #[error("node `{node}` has had no head at {head} for {max:?}")]
+    Alone {
+        /// The node.
+        node: Name,
+        /// Where the head should be.
+        head: String,
+        /// How long it has looked for it.
+        max: Duration,
+    },
     /// The system.
     #[error("{0}")]
     System(String),
@@ -60,12 +70,14 @@ impl AgentError {
             Self::Endpoint(e) => e.exit_code(),
             Self::Refused(e) => e.exit_code(),
             Self::Runs(_) => ExitCode::Infeasible,
+            Self::Alone { .. } => ExitCode::Unreachable,
             Self::System(_) => ExitCode::Failed,
         }
     }
 }
 
-/// Runs the agent until the head ends it, it was without a head for too long, or `stop` is ready.
+/// Runs the agent until the head ends it, or `stop` is ready. Without a head for too long is an error, so that whoever
+/// has started the agent may start it again.
 ///
 /// # Errors
 /// [`AgentError`].
