@@ -60,6 +60,32 @@ fn a_rank_that_stands_still_for_ever_is_replaced() {
 }
 
 #[test]
+fn the_head_s_file_says_how_long_an_agent_may_stand_still() {
+    let times = "idle_timeout = \"8s\"\nkeep_alive = \"2s\"\nlease_ttl = \"30s\"\n";
+    let rig = Setting::ranks(&[1, 1]).cluster(times).up();
+    let agent = rig.agent("right");
+    for (still, is_lost) in [(Duration::from_secs(5), false), (Duration::from_secs(12), true)] {
+        let stopped = now();
+        assert!(proc::send(agent, Signal::STOP));
+        std::thread::sleep(still);
+        assert!(proc::send(agent, Signal::CONT));
+        rig.idle(Duration::from_secs(30));
+        let lost = rig.since(stopped, "node_lost");
+        println!("still for {still:?}: lost after {:?}", lost.first().map(|event| event.time - stopped));
+        assert_eq!(!lost.is_empty(), is_lost, "{still:?}\n{}", rig.story());
+        assert_eq!(rig.agent("right"), agent);
+    }
+    // The agent goes by the same times: it notices that the head is gone.
+    assert!(proc::send(rig.head(), Signal::KILL));
+    let noticed = || {
+        let log = std::fs::read_to_string(rig.path("state/log/right.log")).unwrap_or_default();
+        (log.matches("the connection to the head is lost").count() > 1).then_some(())
+    };
+    assert!(rig.wait(Duration::from_secs(15), noticed).is_some(), "{}", rig.story());
+    rig.up().expect_success();
+}
+
+#[test]
 fn an_agent_that_stands_still_is_waited_for_or_left() {
     let rig = Setting::two_by_two().up();
     let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);

@@ -38,7 +38,7 @@ pub(crate) fn agent(args: &AgentArgs) -> Result<(), Failure> {
         state_dir: args.state_dir.clone().unwrap_or_else(|| usual_folder(&args.name)),
         rank: (program, vec!["rank".into()]),
         open: open(),
-        options: Options { uni_streams_max: 256, ..Options::beside_cpu_ranks() },
+        options: Options { uni_streams_max: 256, ..Options::dialer() },
     };
     super::runtime()?.block_on(agent::run(args, super::asked_to_end())).map_err(Failure::from)
 }

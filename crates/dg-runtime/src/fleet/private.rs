@@ -81,7 +81,7 @@ impl Private {
         let head = Head::start(head).await?;
         let private = Self { head, folder };
         let address = private.head.address().to_string();
-        let options = dg_net::endpoint::Options::beside_cpu_ranks();
+        let options = dg_net::endpoint::Options::dialer();
         let client = HeadClient::connect(&address, &private.folder, CLIENT, options).await?;
         private.wait(&client, args.ranks).await?;
         Ok((private, client))
