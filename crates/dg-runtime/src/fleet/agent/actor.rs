@@ -15,7 +15,7 @@ use dg_net::wire;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// What the actor hears.
@@ -43,10 +43,9 @@ impl ractor::Message for Message {}
 pub(super) async fn run(
     args: AgentArgs,
     identity: Identity,
+    incarnation: u64,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), AgentError> {
-    let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
     let local = if args.head.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
     let local = local.parse().map_err(|_| AgentError::System("no local address".into()))?;
     let endpoint = Endpoint::dialer(local, &identity, Admitted::everyone(), args.options.clone())?;

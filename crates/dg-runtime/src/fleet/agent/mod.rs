@@ -12,7 +12,7 @@ use dg_net::endpoint::Options;
 use dg_net::identity::Name;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What an agent is started with.
 #[derive(Clone)]
@@ -87,7 +87,17 @@ pub async fn run(args: AgentArgs, stop: impl Future<Output = ()> + Send) -> Resu
     let _lock = super::head::lock(&args.state_dir.join(format!("{}.lock", args.name)))
         .map_err(|e| AgentError::System(e.to_string()))?
         .ok_or_else(|| AgentError::Runs(args.name.clone()))?;
-    actor::run(args, identity, stop).await
+    let incarnation = incarnation(&args)?;
+    actor::run(args, identity, incarnation, stop).await
+}
+
+/// Larger after each start of the node's agent. The clock alone would not do: the head would refuse a node whose clock has
+/// been set back. The file alone would not either: a node that joins anew has none.
+fn incarnation(args: &AgentArgs) -> Result<u64, AgentError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let path = args.state_dir.join(format!("{}.start", args.name));
+    let next = super::counter::next(&path, u64::try_from(now).unwrap_or(u64::MAX));
+    next.map_err(|e| AgentError::System(format!("`{}`: {e}", path.display())))
 }
 
 /// Back-off between attempts to reach the head.

@@ -18,6 +18,7 @@ pub(in crate::fleet) mod status;
 
 pub use events::Event as LogEvent;
 
+use super::counter;
 use dg_config::ClusterFile;
 use dg_core::ExitCode;
 use dg_net::endpoint::{Endpoint, Options};
@@ -224,18 +225,7 @@ const GIVE_BACK_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 /// A number that is larger after each start of the head.
 fn next_term(folder: &Path) -> Result<u64, HeadError> {
     let path = folder.join("term");
-    let failed = |why: String| HeadError::File { path: path.clone(), why };
-    let last = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|e| failed(e.to_string()))?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(e) => return Err(failed(e.to_string())),
-    };
-    let next = last + 1;
-    let temporary = folder.join("term.tmp");
-    let written =
-        std::fs::write(&temporary, format!("{next}\n")).and_then(|()| std::fs::rename(&temporary, &path));
-    written.map_err(|e| failed(e.to_string()))?;
-    Ok(next)
+    counter::next(&path, 0).map_err(|e| HeadError::File { path, why: e.to_string() })
 }
 
 /// The arguments of an agent's process.
