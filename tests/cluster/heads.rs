@@ -3,7 +3,7 @@
 use crate::agents::ByHand;
 use crate::pictures::{Drawing, ULYSSES_4, expect_same};
 use crate::proc;
-use crate::rig::Setting;
+use crate::rig::{Setting, now};
 use dg_testkit::program::finish;
 use rustix::process::Signal;
 use std::time::Duration;
@@ -41,6 +41,41 @@ fn a_new_head_takes_over_what_the_old_one_left() {
         expect_same(&rig.draw(&drawing).pictures, &wanted, "with the new head");
         assert_eq!(rig.jobs()[0].epochs, 1, "{}", rig.story());
     }
+}
+
+#[test]
+fn a_new_head_brings_its_settings_along() {
+    let rig = Setting::two_by_two().cluster("lease_ttl = \"60s\"\n").up();
+    let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);
+    let wanted = drawing.serial().undisturbed();
+    rig.draw(&drawing);
+    let (ranks, agents) = (rig.ranks(), [rig.agent("left"), rig.agent("right")]);
+    assert!(proc::send(rig.head(), Signal::KILL));
+    let file = rig.path("rig.toml");
+    let text = std::fs::read_to_string(&file).expect("the file is there");
+    // Shorter leases; another number of threads on the first node.
+    let text = text.replace("\"60s\"", "\"5s\"").replacen("cpu_threads = 1", "cpu_threads = 2", 1);
+    std::fs::write(&file, text).expect("the folder is writable");
+    let taken = now();
+    rig.up().expect_success();
+    rig.idle(Duration::from_secs(10));
+    let after = rig.ranks();
+    assert_eq!(after[2..], ranks[2..], "ranks that are as they have to be stay\n{}", rig.story());
+    assert!(ranks[..2].iter().all(|old| !after.contains(old) && !proc::is_alive(*old)), "{}", rig.story());
+    assert_eq!([rig.agent("left"), rig.agent("right")], agents);
+    assert!(rig.since(taken, "rank_lost").is_empty(), "nothing has failed\n{}", rig.story());
+    expect_same(&rig.draw(&drawing).pictures, &wanted, "with the new head");
+    let fences = || {
+        let log =
+            |node| std::fs::read_to_string(rig.path(&format!("state/log/{node}.log"))).unwrap_or_default();
+        ["left", "right"].map(|node| log(node).matches("the lease of this node is over").count())
+    };
+    let before = fences();
+    assert!(proc::send(rig.head(), Signal::KILL));
+    let over = || fences().iter().zip(before).all(|(now, before)| *now > before).then_some(());
+    assert!(rig.wait(Duration::from_secs(12), over).is_some(), "the lease is 5 s\n{}", rig.story());
+    rig.up().expect_success();
+    expect_same(&rig.draw(&drawing).pictures, &wanted, "with the third head");
 }
 
 #[test]

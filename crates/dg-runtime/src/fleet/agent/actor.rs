@@ -177,15 +177,19 @@ impl State {
     fn connected(&mut self, link: Link, spec: NodeSpec, term: u64, me: &ActorRef<Message>) {
         tracing::info!(term, slots = spec.slots, "the head has taken this node");
         let lease = spec.lease;
-        if self.spec.is_none() {
-            let times = LeaseTimes {
-                ttl: lease.ttl,
-                renew: lease.renew,
-                margin: lease.margin,
-                grace: lease.grace,
-                alone_max: lease.alone_max,
-            };
-            self.keeper = Keeper::new(times, self.begin.elapsed());
+        let times = LeaseTimes {
+            ttl: lease.ttl,
+            renew: lease.renew,
+            margin: lease.margin,
+            grace: lease.grace,
+            alone_max: lease.alone_max,
+        };
+        self.keeper.set_times(times, self.begin.elapsed());
+        if self.spec.as_ref().is_some_and(|old| !spec.suits_ranks_of(old)) && !self.ranks.is_empty() {
+            tracing::info!("the head has other settings: its ranks are started anew");
+            // It does not count on them: it was told what they were started for. Their watchers see to their end.
+            self.ranks.values_mut().for_each(Rank::kill);
+            self.ranks.clear();
         }
         (self.link, self.term) = (Some(link), term);
         if let Some(model) = spec.model.clone() {
@@ -194,6 +198,7 @@ impl State {
             self.say(&Up::Model(String::new(), Err("the file names no model".into())));
         }
         self.spec = Some(spec);
+        self.tell_running();
         self.keep(NodeEvent::Head { term }, me);
     }
 
@@ -300,7 +305,7 @@ impl State {
 
     fn tell_running(&self) {
         let all = self.ranks.iter().map(|(slot, rank)| (*slot, rank.start)).collect();
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = (all, self.spec.clone());
     }
 
     /// What does not reach the head is said again, or was said by a connection that is over.
