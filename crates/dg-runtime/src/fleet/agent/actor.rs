@@ -13,7 +13,7 @@ use dg_net::endpoint::Endpoint;
 use dg_net::identity::{Admitted, Identity};
 use dg_net::wire;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -85,7 +85,7 @@ struct State {
     keeper: Keeper,
     ranks: BTreeMap<u16, Rank>,
     /// Slots that had a process before.
-    had: Vec<u16>,
+    had: BTreeSet<u16>,
     running: Running,
     timer: Option<tokio::task::JoinHandle<()>>,
     ended: Option<oneshot::Sender<Ended>>,
@@ -104,7 +104,7 @@ impl Actor for AgentActor {
         let keeper = Keeper::new(LeaseTimes::default(), Duration::ZERO);
         let _ = me.cast(Message::Tick);
         let begin = Instant::now();
-        let (ranks, had) = (BTreeMap::new(), Vec::new());
+        let (ranks, had) = (BTreeMap::new(), BTreeSet::new());
         let ended = Some(ended);
         Ok(State {
             args,
@@ -254,7 +254,7 @@ impl State {
         match Rank::spawn(&self.args, spec, (slot, start), is_first, me) {
             Ok(rank) => {
                 tracing::info!(slot, pid = rank.pid, "a rank is started");
-                self.had.push(slot);
+                self.had.insert(slot);
                 self.ranks.insert(slot, rank);
                 self.tell_running();
             }
