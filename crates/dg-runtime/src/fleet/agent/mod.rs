@@ -84,7 +84,8 @@ impl AgentError {
 pub async fn run(args: AgentArgs, stop: impl Future<Output = ()> + Send) -> Result<(), AgentError> {
     let state = dg_net::identity::State::open(&args.state_dir)?;
     let identity = state.load(&args.name)?;
-    let _lock = super::head::lock(&args.state_dir.join(format!("{}.lock", args.name)))
+    let _lock = super::lock::take(&args.state_dir.join(format!("{}.lock", args.name)))
+        .await
         .map_err(|e| AgentError::System(e.to_string()))?
         .ok_or_else(|| AgentError::Runs(args.name.clone()))?;
     let incarnation = incarnation(&args)?;

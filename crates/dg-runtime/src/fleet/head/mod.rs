@@ -18,7 +18,7 @@ pub(in crate::fleet) mod status;
 
 pub use events::Event as LogEvent;
 
-use super::counter;
+use super::{counter, lock};
 use dg_config::ClusterFile;
 use dg_core::ExitCode;
 use dg_net::endpoint::{Endpoint, Options};
@@ -122,7 +122,7 @@ impl Head {
         let file_error =
             |path: PathBuf| move |e: std::io::Error| HeadError::File { path, why: e.to_string() };
         let path = args.state_dir.join("head.lock");
-        let lock = lock(&path).map_err(file_error(path.clone()))?;
+        let lock = lock::take(&path).await.map_err(file_error(path.clone()))?;
         let lock = lock.ok_or_else(|| HeadError::Runs(args.file.cluster.name.clone()))?;
         let identity = state.load(&Name::head())?;
         let term = next_term(&args.state_dir)?;
@@ -200,16 +200,6 @@ fn resolve(address: &str) -> Result<SocketAddr, HeadError> {
     let error = |why: String| HeadError::Address { address: address.into(), why };
     let mut found = address.to_socket_addrs().map_err(|e| error(e.to_string()))?;
     found.next().ok_or_else(|| error("no such host".into()))
-}
-
-/// Takes the lock of `path` for this process; none if another one has it. It is given back when the file is closed.
-pub(super) fn lock(path: &Path) -> std::io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(error),
-    }
 }
 
 /// What a rush of questions has needed is not kept.
