@@ -1,5 +1,6 @@
 //! Processes that stand still.
 
+use crate::orders::at_work;
 use crate::pictures::{Drawing, ULYSSES_4, expect_same};
 use crate::proc;
 use crate::rig::{Setting, now};
@@ -9,24 +10,32 @@ use std::time::Duration;
 #[test]
 fn a_rank_that_stands_still_for_a_second_is_waited_for() {
     let rig = Setting::two_by_two().up();
-    let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);
+    let drawing = Drawing::small(60, 7).degrees(ULYSSES_4);
     let wanted = drawing.serial().undisturbed();
     rig.draw(&drawing);
     let pids = rig.ranks();
+    let step = || {
+        let job = rig.jobs().remove(0);
+        assert_eq!(job.state, "running", "the job was over before\n{}", rig.story());
+        job.step
+    };
     for (rank, pid) in pids.iter().enumerate() {
         let run = rig.start(&drawing);
         let since = run.since;
-        std::thread::sleep(Duration::from_millis(250 + 100 * rank as u64));
+        at_work(&rig);
         assert!(proc::send(*pid, Signal::STOP));
+        // What the others still do without it, and what is on its way to the head.
+        std::thread::sleep(Duration::from_millis(500));
+        let still = step();
         std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(step(), still, "rank {rank} does not stand still");
         assert!(proc::send(*pid, Signal::CONT));
         let drawn = run.done(&rig);
         expect_same(&drawn.pictures, &wanted, &format!("rank {rank} stood still"));
-        assert!(drawn.took > Duration::from_secs(1), "the job was over before: {:?}", drawn.took);
         assert!(rig.since(since, "rank_lost").is_empty(), "{}", rig.story());
+        assert_eq!(rig.ranks(), pids, "rank {rank} was replaced\n{}", rig.story());
         assert_eq!(rig.since(since, "epoch_started").len(), 1, "{}", rig.story());
     }
-    assert_eq!(rig.ranks(), pids);
 }
 
 #[test]
