@@ -62,14 +62,31 @@ fn a_node_that_is_started_again_joins_at_once() {
     assert!(slowest < 2.5, "{slowest} s");
 }
 
+#[test]
+fn a_node_whose_clock_was_set_back_joins() {
+    let rig = Setting::ranks(&[1, 1]).up();
+    // As its last start left it when the clock was an hour ahead.
+    let (file, ahead) = (rig.path("state/right.start"), (now() * 1e3) as u64 + 3_600_000);
+    std::fs::write(&file, ahead.to_string()).expect("the folder is writable");
+    for turn in 1..=2 {
+        let dead = now();
+        assert!(proc::send(rig.agent("right"), Signal::KILL));
+        let joined = rig.wait(Duration::from_secs(15), || rig.since(dead, "node_joined").pop());
+        assert!(joined.is_some(), "start {turn}: it does not join\n{}", rig.story());
+        rig.idle(Duration::from_secs(10));
+        let number = std::fs::read_to_string(&file).expect("a file");
+        assert_eq!(number.trim().parse(), Ok(ahead + turn), "start {turn}");
+    }
+}
+
 /// An agent that somebody started, not the head.
-struct ByHand(Child);
+pub(crate) struct ByHand(pub(crate) Child);
 
 impl ByHand {
-    fn start(rig: &Rig, node: &str) -> Self {
+    pub(crate) fn start(rig: &Rig, node: &str) -> Self {
         let head = format!("127.0.0.1:{}", rig.port);
         let mut command = rig.command(&["agent", "--name", node, "--head", &head, "--state_dir", "state"]);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null());
         Self(command.spawn().expect("the program was just built"))
     }
 
@@ -107,5 +124,6 @@ fn a_node_that_is_started_by_hand_does_not_wait_for_its_ghost() {
             assert_eq!(rig.jobs()[0].ranks, [0, 1]);
         }
     }
-    drop(agent.0);
+    rig.cluster(&["down", "--cluster", "rig.toml"]).expect_success();
+    assert_eq!(finish(agent.0, Duration::from_secs(10)).status, Some(0), "it was told to end");
 }

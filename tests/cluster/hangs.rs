@@ -1,5 +1,6 @@
 //! Processes that stand still.
 
+use crate::orders::at_work;
 use crate::pictures::{Drawing, ULYSSES_4, expect_same};
 use crate::proc;
 use crate::rig::{Setting, now};
@@ -9,24 +10,32 @@ use std::time::Duration;
 #[test]
 fn a_rank_that_stands_still_for_a_second_is_waited_for() {
     let rig = Setting::two_by_two().up();
-    let drawing = Drawing::small(20, 7).degrees(ULYSSES_4);
+    let drawing = Drawing::small(60, 7).degrees(ULYSSES_4);
     let wanted = drawing.serial().undisturbed();
     rig.draw(&drawing);
     let pids = rig.ranks();
+    let step = || {
+        let job = rig.jobs().remove(0);
+        assert_eq!(job.state, "running", "the job was over before\n{}", rig.story());
+        job.step
+    };
     for (rank, pid) in pids.iter().enumerate() {
         let run = rig.start(&drawing);
         let since = run.since;
-        std::thread::sleep(Duration::from_millis(250 + 100 * rank as u64));
+        at_work(&rig);
         assert!(proc::send(*pid, Signal::STOP));
+        // What the others still do without it, and what is on its way to the head.
+        std::thread::sleep(Duration::from_millis(500));
+        let still = step();
         std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(step(), still, "rank {rank} does not stand still");
         assert!(proc::send(*pid, Signal::CONT));
         let drawn = run.done(&rig);
         expect_same(&drawn.pictures, &wanted, &format!("rank {rank} stood still"));
-        assert!(drawn.took > Duration::from_secs(1), "the job was over before: {:?}", drawn.took);
         assert!(rig.since(since, "rank_lost").is_empty(), "{}", rig.story());
+        assert_eq!(rig.ranks(), pids, "rank {rank} was replaced\n{}", rig.story());
         assert_eq!(rig.since(since, "epoch_started").len(), 1, "{}", rig.story());
     }
-    assert_eq!(rig.ranks(), pids);
 }
 
 #[test]
@@ -57,6 +66,32 @@ fn a_rank_that_stands_still_for_ever_is_replaced() {
     }
     assert_ne!(rig.ranks(), first);
     expect_same(&rig.draw(&drawing).pictures, &wanted, "afterwards");
+}
+
+#[test]
+fn the_head_s_file_says_how_long_an_agent_may_stand_still() {
+    let times = "idle_timeout = \"8s\"\nkeep_alive = \"2s\"\nlease_ttl = \"30s\"\n";
+    let rig = Setting::ranks(&[1, 1]).cluster(times).up();
+    let agent = rig.agent("right");
+    for (still, is_lost) in [(Duration::from_secs(5), false), (Duration::from_secs(12), true)] {
+        let stopped = now();
+        assert!(proc::send(agent, Signal::STOP));
+        std::thread::sleep(still);
+        assert!(proc::send(agent, Signal::CONT));
+        rig.idle(Duration::from_secs(30));
+        let lost = rig.since(stopped, "node_lost");
+        println!("still for {still:?}: lost after {:?}", lost.first().map(|event| event.time - stopped));
+        assert_eq!(!lost.is_empty(), is_lost, "{still:?}\n{}", rig.story());
+        assert_eq!(rig.agent("right"), agent);
+    }
+    // The agent goes by the same times: it notices that the head is gone.
+    assert!(proc::send(rig.head(), Signal::KILL));
+    let noticed = || {
+        let log = std::fs::read_to_string(rig.path("state/log/right.log")).unwrap_or_default();
+        (log.matches("the connection to the head is lost").count() > 1).then_some(())
+    };
+    assert!(rig.wait(Duration::from_secs(15), noticed).is_some(), "{}", rig.story());
+    rig.up().expect_success();
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn long() -> Drawing {
 }
 
 /// Waits until a job has done some steps, and tells its number.
-fn at_work(rig: &Rig) -> String {
+pub(crate) fn at_work(rig: &Rig) -> String {
     let job = rig.wait(Duration::from_secs(20), || {
         let job = rig.jobs().into_iter().next()?;
         (job.state == "running" && job.step >= 3).then_some(job.job)

@@ -2,7 +2,7 @@
 
 use crate::pictures::{Drawing, read_pictures};
 use crate::proc;
-use dg_runtime::fleet::client::{JobStatus, Status};
+use dg_runtime::fleet::client::{CLIENT, HeadClient, JobStatus, Options, Status};
 use dg_testkit::Output;
 use dg_testkit::program::{cluster_bin, command, command_of, finish};
 use rustix::process::Signal;
@@ -297,6 +297,29 @@ impl Drop for Rig {
         self.end();
         let test = std::thread::current();
         println!("{}: {:.1} s", test.name().unwrap_or("?"), self.begin.elapsed().as_secs_f64());
+    }
+}
+
+/// A connection to a head, by which questions take less time than by a command.
+pub(crate) struct Watch {
+    runtime: tokio::runtime::Runtime,
+    head: HeadClient,
+}
+
+impl Watch {
+    pub(crate) fn new(rig: &Rig) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let folder = rig.path("state");
+        let head =
+            runtime.block_on(HeadClient::of_state(&folder, CLIENT, Options::dialer())).expect("a head");
+        Self { runtime, head }
+    }
+
+    /// Jobs that were submitted since a moment, see [`now`].
+    pub(crate) fn jobs_since(&self, time: f64) -> Vec<JobStatus> {
+        let jobs = self.runtime.block_on(self.head.jobs()).expect("the head answers");
+        jobs.into_iter().filter(|job| job.submitted >= time).collect()
     }
 }
 

@@ -13,9 +13,8 @@ fn ten_thousand_prompts_wait_in_little_memory_and_status_answers_at_once() {
     let rig = Rig::local();
     let count = flag("DG_PROMPTS", 10_000);
     run(async {
-        let connect = async || {
-            HeadClient::of_state(&rig.state(), CLIENT, Options::beside_cpu_ranks()).await.expect("a head")
-        };
+        let connect =
+            async || HeadClient::of_state(&rig.state(), CLIENT, Options::dialer()).await.expect("a head");
         let (client, watcher) = (connect().await, connect().await);
         let card = client.model(None).await.expect("the nodes have it");
         let layout = Layout { ulysses: 4, ..Layout::SERIAL };

@@ -51,7 +51,7 @@ pub(crate) fn agent(flags: &AgentFlags) -> Result<ExitCode, Failure> {
         state_dir: flags.state_dir.clone(),
         rank: (this_program()?, vec!["rank".into()]),
         open: open(),
-        options: Options { uni_streams_max: 256, ..Options::beside_cpu_ranks() },
+        options: Options { uni_streams_max: 256, ..Options::dialer() },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::failed(format!("cannot start threads: {e}")))?;

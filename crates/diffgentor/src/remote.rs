@@ -101,7 +101,7 @@ pub(crate) async fn connect(
 }
 
 fn head_options() -> dg_runtime::fleet::client::Options {
-    dg_runtime::fleet::client::Options::beside_cpu_ranks()
+    dg_runtime::fleet::client::Options::dialer()
 }
 
 /// The state folder with the certificate for an address.

@@ -38,7 +38,7 @@ pub(crate) fn agent(args: &AgentArgs) -> Result<(), Failure> {
         state_dir: args.state_dir.clone().unwrap_or_else(|| usual_folder(&args.name)),
         rank: (program, vec!["rank".into()]),
         open: open(),
-        options: Options { uni_streams_max: 256, ..Options::beside_cpu_ranks() },
+        options: Options { uni_streams_max: 256, ..Options::dialer() },
     };
     super::runtime()?.block_on(agent::run(args, super::asked_to_end())).map_err(Failure::from)
 }
@@ -66,6 +66,10 @@ impl From<AgentError> for Failure {
         let hint = match &e {
             AgentError::Runs(_) => "a node has one agent: end the other one first",
             AgentError::Identity(_) => "`dg-cluster join TOKEN --name NAME` gets the certificate of a node",
+            AgentError::Alone { .. } => {
+                "is the head up (`dg-cluster status` on its host), and does UDP reach it from here? Then start the agent again"
+            }
+            AgentError::System(_) => "messages before this one have the details",
             _ => "the head's log has the details",
         };
         let (exit, text) = (e.exit(), e.to_string());

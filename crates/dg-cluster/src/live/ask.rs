@@ -40,7 +40,7 @@ impl Which {
     /// The same; a failure is no news.
     pub(crate) async fn connect_quietly(&self) -> Result<HeadClient, AskError> {
         let folder = self.state_dir.clone().unwrap_or_default();
-        HeadClient::of_state(&folder, &self.client, Options::beside_cpu_ranks()).await
+        HeadClient::of_state(&folder, &self.client, Options::dialer()).await
     }
 
     fn find(&self) -> Result<(PathBuf, Options), Failure> {
@@ -50,9 +50,9 @@ impl Which {
             return Ok((folder, head::options(&file)));
         }
         if let Some(folder) = &self.state_dir {
-            return Ok((folder.clone(), Options::beside_cpu_ranks()));
+            return Ok((folder.clone(), Options::dialer()));
         }
-        Ok((only_running()?, Options::beside_cpu_ranks()))
+        Ok((only_running()?, Options::dialer()))
     }
 }
 

@@ -17,10 +17,12 @@ pub struct Options {
     pub handshake_timeout: Duration,
     /// How many peers may be proving who they are. Beyond half of them an address must show that it can receive.
     pub handshakes_max: usize,
-    /// A peer that is silent for so long is gone. The death of a process is noticed after this and at most one
-    /// `keep_alive`. Nobody at an address is noticed after three seconds: QUIC waits at least three of its probe times.
+    /// A peer that is silent for so long is gone: the smaller value of the two ends counts for both. The death of a process
+    /// is noticed after this and at most one `keep_alive`. Nobody at an address is noticed after `handshake_timeout`, or
+    /// after this if it is less, but at least three seconds: QUIC waits for three of its probe times.
     pub idle_timeout: Duration,
-    /// How often a silent connection says that it lives.
+    /// How often this end of a silent connection says that it lives. The answer is a sign of life of the other end, so one
+    /// end that does keeps both.
     pub keep_alive: Duration,
     /// The largest UDP payload that is tried. quinn sends batches of ten packets by segmentation offload, and a batch
     /// above 65507 bytes is dropped without an error: more than 6500 cannot be set, and 1452 is right for Ethernet.
@@ -57,6 +59,12 @@ impl Options {
     /// For processes beside CPU ranks, which may keep every core busy for a second: such a node is not dead.
     pub fn beside_cpu_ranks() -> Self {
         Self { idle_timeout: Duration::from_secs(3), ..Self::default() }
+    }
+
+    /// For who dials a head: the times of the head's file count at both ends. It offers more than any file allows, and
+    /// leaves the signs of life to the head.
+    pub fn dialer() -> Self {
+        Self { idle_timeout: IDLE_TIMEOUT_MAX, keep_alive: IDLE_TIMEOUT_MAX / 2, ..Self::default() }
     }
 
     pub(crate) fn transport(&self) -> Result<TransportConfig, EndpointError> {
@@ -126,6 +134,8 @@ fn bad(setting: &'static str, value: impl std::fmt::Debug, reason: &'static str)
     EndpointError::Options { setting, value: format!("{value:?}"), reason }
 }
 
+/// The most that a cluster's file may say.
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 const STRANGERS_WINDOW_BYTES: u32 = 128 << 10;
 const COUNT_MAX: usize = 100_000;
 const MTU_MIN: u16 = 1200;

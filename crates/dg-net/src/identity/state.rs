@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -36,6 +36,11 @@ impl State {
             return Err(file_error(&folder, "not a folder", "name another one (`state_dir`)"));
         }
         private(&folder, metadata.permissions().mode(), "chmod 700")?;
+        // In a folder of somebody else, root's too, somebody else says which keys there are.
+        if metadata.uid() != rustix::process::geteuid().as_raw() {
+            let what = format!("it belongs to another user ({})", metadata.uid());
+            return Err(file_error(&folder, what, "run as the user who made it"));
+        }
         Ok(Self { folder })
     }
 

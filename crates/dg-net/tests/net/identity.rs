@@ -63,6 +63,15 @@ fn files_are_their_owners_alone() {
     set_mode(state.folder(), 0o755);
     assert!(State::open(state.folder()).unwrap_err().to_string().contains("hint: chmod 700"));
     assert!(State::open("does/not/exist").unwrap_err().to_string().contains("certs init"));
+    // Only root can give a folder away, and only root could use such a one.
+    set_mode(state.folder(), 0o700);
+    match std::os::unix::fs::chown(state.folder(), Some(1), None) {
+        Ok(()) => {
+            let error = State::open(state.folder()).unwrap_err().to_string();
+            assert!(error.contains("it belongs to another user (1); hint: run as"), "{error}");
+        }
+        Err(_) => println!("SKIPPED: only root can give folders away"),
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@
 //!
 //! // On the head's host the state folder has its address, and a certificate for clients.
 //! let state = Path::new("/home/flux/.local/state/dg-cluster/laptop");
-//! let head = HeadClient::of_state(state, CLIENT, Options::beside_cpu_ranks()).await?;
+//! let head = HeadClient::of_state(state, CLIENT, Options::dialer()).await?;
 //! for rank in head.status().await?.ranks {
 //!     println!("rank {} on {}: {}", rank.rank, rank.node, rank.state);
 //! }

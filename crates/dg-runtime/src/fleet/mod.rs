@@ -13,14 +13,16 @@
 //! # Layout
 //! - [`protocol`]: what they say to each other; [`job`]: what a job is, as it travels; `pipe`: frames between agent and rank
 //! - [`head`], [`agent`], [`rank`]: the three kinds of processes
-//! - [`client`]: asking a head; [`places`]: which clusters are up on this host; [`private`]: a cluster
+//! - `counter`: numbers of starts; `lock`: who has which folder; [`client`]: asking a head; [`places`]: which clusters are up on this host; [`private`]: a cluster
 //!   for one program
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic))]
 
 pub mod agent;
 pub mod client;
+mod counter;
 pub mod head;
 pub mod job;
+mod lock;
 mod pipe;
 pub mod places;
 pub mod private;

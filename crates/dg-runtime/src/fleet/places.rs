@@ -47,8 +47,7 @@ pub fn running() -> Vec<(String, PathBuf)> {
 /// Whether the head whose state folder this is runs on this host.
 pub fn is_up(folder: &Path) -> bool {
     // Held by the head while it lives.
-    let lock = folder.join("head.lock");
-    lock.exists() && matches!(super::head::lock(&lock), Ok(None))
+    super::lock::is_taken(&folder.join("head.lock"))
 }
 
 /// Clusters of one name may have several folders.

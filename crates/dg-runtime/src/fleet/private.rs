@@ -5,6 +5,7 @@ use super::client::{AskError, CLIENT, HeadClient};
 use super::head::{Head, HeadArgs, HeadError};
 use dg_config::ClusterFile;
 use dg_net::identity::{IdentityError, Name, Role, State};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,6 +29,14 @@ pub enum PrivateError {
     /// Its description, which is made here.
     #[error(transparent)]
     File(#[from] dg_config::FileError),
+    /// Its folder.
+    #[error("`{}`: {why}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        why: std::io::Error,
+    },
     /// Its certificates.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -54,7 +63,8 @@ pub enum PrivateError {
 /// A cluster of this program's own.
 pub struct Private {
     head: Head,
-    folder: PathBuf,
+    // Removed after the head is told to end.
+    folder: Folder,
 }
 
 impl Private {
@@ -63,8 +73,8 @@ impl Private {
     /// # Errors
     /// [`PrivateError`].
     pub async fn start(args: &PrivateArgs) -> Result<(Self, HeadClient), PrivateError> {
-        let folder = std::env::temp_dir().join(format!("dg-private-{}", std::process::id()));
-        let state = State::create(&folder)?;
+        let folder = Folder::create()?;
+        let state = State::open(&folder.0)?;
         let now = SystemTime::now();
         let ca = state.init_ca(true, now)?;
         let name = |text: &str| Name::parse(text).map_err(IdentityError::from);
@@ -73,7 +83,7 @@ impl Private {
         state.issue(&ca, &name(CLIENT)?, Role::Client, true, now)?;
         let head = HeadArgs {
             file: file(args)?,
-            state_dir: folder.clone(),
+            state_dir: folder.0.clone(),
             program: args.program.clone(),
             model: Some(args.model.clone()),
             desk: None,
@@ -81,8 +91,8 @@ impl Private {
         let head = Head::start(head).await?;
         let private = Self { head, folder };
         let address = private.head.address().to_string();
-        let options = dg_net::endpoint::Options::beside_cpu_ranks();
-        let client = HeadClient::connect(&address, &private.folder, CLIENT, options).await?;
+        let options = dg_net::endpoint::Options::dialer();
+        let client = HeadClient::connect(&address, &private.folder.0, CLIENT, options).await?;
         private.wait(&client, args.ranks).await?;
         Ok((private, client))
     }
@@ -97,7 +107,7 @@ impl Private {
             }
             let waited = begin.elapsed();
             if waited > READY_MAX {
-                let log = std::fs::read_to_string(self.folder.join("log").join(format!("{NODE}.log")));
+                let log = std::fs::read_to_string(self.folder.0.join("log").join(format!("{NODE}.log")));
                 let last = log.ok().and_then(|log| log.lines().last().map(str::to_owned));
                 let why = last.map_or_else(String::new, |line| format!("; the agent says: {line}"));
                 return Err(PrivateError::Late { ready, ranks, waited, why });
@@ -116,7 +126,33 @@ impl Private {
 impl Drop for Private {
     fn drop(&mut self) {
         self.head.shut_down();
-        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A folder for keys that nobody else has or could have made, removed when this is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn create() -> Result<Self, PrivateError> {
+        use std::os::unix::fs::DirBuilderExt;
+        let mut last = PathBuf::new();
+        for _ in 0..TRIES {
+            let random = RandomState::new().build_hasher().finish();
+            let path = std::env::temp_dir().join(format!("dg-private-{}-{random:016x}", std::process::id()));
+            // Not one that is there already: somebody else's, as it may be.
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => return Ok(Self(path)),
+                Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => last = path,
+                Err(why) => return Err(PrivateError::Folder { path, why }),
+            }
+        }
+        Err(PrivateError::Folder { path: last, why: std::io::ErrorKind::AlreadyExists.into() })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -132,6 +168,45 @@ fn file(args: &PrivateArgs) -> Result<ClusterFile, PrivateError> {
     Ok(file)
 }
 
+/// Names of folders that are tried.
+const TRIES: usize = 16;
 const NODE: &str = "local";
 /// How long processes have to start: they load nothing yet.
 const READY_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn folders_are_new_and_go_with_their_owners() {
+        let folders = [Folder::create().unwrap(), Folder::create().unwrap()];
+        assert_ne!(folders[0].0, folders[1].0);
+        let paths = folders.each_ref().map(|folder| folder.0.clone());
+        for path in &paths {
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+            std::fs::write(path.join("ca.key"), "secret").unwrap();
+        }
+        drop(folders);
+        assert!(paths.iter().all(|path| !path.exists()));
+    }
+
+    #[test]
+    fn a_cluster_that_does_not_start_leaves_no_key_behind() {
+        let own = || {
+            let start = format!("dg-private-{}-", std::process::id());
+            let all = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+            all.filter(|entry| entry.file_name().to_string_lossy().starts_with(&start)).count()
+        };
+        let args = PrivateArgs { ranks: 0, threads: 1, model: "demo".into(), program: "/bin/false".into() };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        assert!(matches!(runtime.block_on(Private::start(&args)), Err(PrivateError::File(_))));
+        // The other test has two for a moment.
+        let until = Instant::now() + Duration::from_secs(5);
+        while own() > 0 {
+            assert!(Instant::now() < until, "its folder is left");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}

@@ -20,6 +20,8 @@ pub struct AgentFacts {
     pub memory_bytes: u64,
     /// Ranks that run already: slot and start.
     pub running: Vec<(u16, Stamp)>,
+    /// What they were started for, if a head has ever taken the node.
+    pub spec: Option<NodeSpec>,
 }
 
 impl Message for AgentFacts {}
@@ -46,6 +48,13 @@ pub struct NodeSpec {
 }
 
 impl Message for NodeSpec {}
+
+impl NodeSpec {
+    /// Whether ranks that were started for `other` are as they are to be. The lease is their agent's business.
+    pub fn suits_ranks_of(&self, other: &Self) -> bool {
+        Self { lease: other.lease, ..self.clone() } == *other
+    }
+}
 
 /// Times of a lease, see [`LeaseTimes`](crate::logic::cluster::lease::LeaseTimes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

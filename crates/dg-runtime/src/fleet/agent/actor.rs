@@ -13,9 +13,9 @@ use dg_net::endpoint::Endpoint;
 use dg_net::identity::{Admitted, Identity};
 use dg_net::wire;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// What the actor hears.
@@ -43,22 +43,22 @@ impl ractor::Message for Message {}
 pub(super) async fn run(
     args: AgentArgs,
     identity: Identity,
+    incarnation: u64,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), AgentError> {
-    let incarnation = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let incarnation = u64::try_from(incarnation).unwrap_or(u64::MAX);
     let local = if args.head.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
     let local = local.parse().map_err(|_| AgentError::System("no local address".into()))?;
     let endpoint = Endpoint::dialer(local, &identity, Admitted::everyone(), args.options.clone())?;
-    let (ended, end) = oneshot::channel();
+    let (ended, end) = oneshot::channel::<Ended>();
     let running = Running::default();
     let arguments = (args.clone(), running.clone(), ended);
     let (actor, joined) =
         Actor::spawn(None, AgentActor, arguments).await.map_err(|e| AgentError::System(e.to_string()))?;
     let dialling = tokio::spawn(dial::dial(args, endpoint.clone(), incarnation, running, actor.clone()));
     let result = tokio::select! {
-        _ = end => Ok(()),
-        dialled = dialling => dialled.unwrap_or_else(|e| Err(AgentError::System(e.to_string()))),
+        biased;
+        ended = end => ended.unwrap_or_else(|_| Err(AgentError::System(GONE.into()))),
+        dialled = dialling => Err(dialled.unwrap_or_else(|e| AgentError::System(e.to_string()))),
         () = stop => {
             let _ = actor.cast(Message::Stop);
             Ok(())
@@ -71,6 +71,9 @@ pub(super) async fn run(
     result
 }
 
+/// How the agent ends: told to, or with a reason.
+type Ended = Result<(), AgentError>;
+
 struct AgentActor;
 
 struct State {
@@ -82,16 +85,16 @@ struct State {
     keeper: Keeper,
     ranks: BTreeMap<u16, Rank>,
     /// Slots that had a process before.
-    had: Vec<u16>,
+    had: BTreeSet<u16>,
     running: Running,
     timer: Option<tokio::task::JoinHandle<()>>,
-    ended: Option<oneshot::Sender<()>>,
+    ended: Option<oneshot::Sender<Ended>>,
 }
 
 impl Actor for AgentActor {
     type Msg = Message;
     type State = State;
-    type Arguments = (AgentArgs, Running, oneshot::Sender<()>);
+    type Arguments = (AgentArgs, Running, oneshot::Sender<Ended>);
 
     async fn pre_start(
         &self,
@@ -101,7 +104,7 @@ impl Actor for AgentActor {
         let keeper = Keeper::new(LeaseTimes::default(), Duration::ZERO);
         let _ = me.cast(Message::Tick);
         let begin = Instant::now();
-        let (ranks, had) = (BTreeMap::new(), Vec::new());
+        let (ranks, had) = (BTreeMap::new(), BTreeSet::new());
         let ended = Some(ended);
         Ok(State {
             args,
@@ -157,7 +160,7 @@ impl Actor for AgentActor {
                 }
             }
             Message::Tick => state.keep(NodeEvent::Tick, &me),
-            Message::Stop => state.end(),
+            Message::Stop => state.end(Ok(())),
         }
         Ok(())
     }
@@ -174,15 +177,19 @@ impl State {
     fn connected(&mut self, link: Link, spec: NodeSpec, term: u64, me: &ActorRef<Message>) {
         tracing::info!(term, slots = spec.slots, "the head has taken this node");
         let lease = spec.lease;
-        if self.spec.is_none() {
-            let times = LeaseTimes {
-                ttl: lease.ttl,
-                renew: lease.renew,
-                margin: lease.margin,
-                grace: lease.grace,
-                alone_max: lease.alone_max,
-            };
-            self.keeper = Keeper::new(times, self.begin.elapsed());
+        let times = LeaseTimes {
+            ttl: lease.ttl,
+            renew: lease.renew,
+            margin: lease.margin,
+            grace: lease.grace,
+            alone_max: lease.alone_max,
+        };
+        self.keeper.set_times(times, self.begin.elapsed());
+        if self.spec.as_ref().is_some_and(|old| !spec.suits_ranks_of(old)) && !self.ranks.is_empty() {
+            tracing::info!("the head has other settings: its ranks are started anew");
+            // It does not count on them: it was told what they were started for. Their watchers see to their end.
+            self.ranks.values_mut().for_each(Rank::kill);
+            self.ranks.clear();
         }
         (self.link, self.term) = (Some(link), term);
         if let Some(model) = spec.model.clone() {
@@ -191,6 +198,7 @@ impl State {
             self.say(&Up::Model(String::new(), Err("the file names no model".into())));
         }
         self.spec = Some(spec);
+        self.tell_running();
         self.keep(NodeEvent::Head { term }, me);
     }
 
@@ -225,7 +233,7 @@ impl State {
                 }
             }
             Down::Probe(name) => self.probe(name, me),
-            Down::Exit => self.end(),
+            Down::Exit => self.end(Ok(())),
         }
     }
 
@@ -246,7 +254,7 @@ impl State {
         match Rank::spawn(&self.args, spec, (slot, start), is_first, me) {
             Ok(rank) => {
                 tracing::info!(slot, pid = rank.pid, "a rank is started");
-                self.had.push(slot);
+                self.had.insert(slot);
                 self.ranks.insert(slot, rank);
                 self.tell_running();
             }
@@ -297,7 +305,7 @@ impl State {
 
     fn tell_running(&self) {
         let all = self.ranks.iter().map(|(slot, rank)| (*slot, rank.start)).collect();
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = (all, self.spec.clone());
     }
 
     /// What does not reach the head is said again, or was said by a connection that is over.
@@ -314,7 +322,7 @@ impl State {
         if self.spec.is_none() {
             // Until a head has said how long leases are, there is none to lose; but nobody waits for ever.
             if self.begin.elapsed() > ALONE_AT_START_MAX {
-                return self.end();
+                return self.end(Err(self.alone(ALONE_AT_START_MAX)));
             }
             return self.set_timer(Duration::from_secs(1), me);
         }
@@ -337,8 +345,8 @@ impl State {
                     self.ranks.values_mut().filter(|rank| rank.must_stop).for_each(Rank::kill);
                 }
                 NodeAction::Exit => {
-                    tracing::warn!("no head for too long: this agent ends");
-                    self.end();
+                    let max = self.spec.as_ref().map_or(ALONE_AT_START_MAX, |spec| spec.lease.alone_max);
+                    self.end(Err(self.alone(max)));
                 }
                 NodeAction::SetTimer(at) => {
                     self.set_timer(at.saturating_sub(now) + Duration::from_millis(1), me);
@@ -359,13 +367,19 @@ impl State {
         }));
     }
 
-    fn end(&mut self) {
+    fn alone(&self, max: Duration) -> AgentError {
+        AgentError::Alone { node: self.args.name.clone(), head: self.args.head.clone(), max }
+    }
+
+    fn end(&mut self, how: Ended) {
         self.ranks.values_mut().for_each(Rank::kill);
         if let Some(ended) = self.ended.take() {
-            let _ = ended.send(());
+            let _ = ended.send(how);
         }
     }
 }
 
+/// The actor ends by itself only if it has panicked.
+pub(super) const GONE: &str = "the agent has failed: its log has the reason";
 /// How long an agent that has never had a head looks for one.
 const ALONE_AT_START_MAX: Duration = Duration::from_secs(600);

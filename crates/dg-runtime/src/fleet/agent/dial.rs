@@ -1,7 +1,7 @@
 //! The way to the head: dialled again and again until there is one.
 
 use super::super::protocol::{AgentFacts, NodeSpec};
-use super::actor::Message;
+use super::actor::{GONE, Message};
 use super::{AgentArgs, AgentError, REDIAL};
 use crate::logic::cluster::Stamp;
 use dg_core::ExitCode;
@@ -13,17 +13,17 @@ use ractor::ActorRef;
 use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Ranks that run, as the head is told when it is greeted.
-pub(super) type Running = Arc<Mutex<Vec<(u16, Stamp)>>>;
+/// What the head is told when it is greeted: ranks that run, and what they were started for.
+pub(super) type Running = Arc<Mutex<(Vec<(u16, Stamp)>, Option<NodeSpec>)>>;
 
-/// Dials for ever; ends when the head refuses for good.
+/// Dials for ever; ends when the head refuses for good, or the agent is gone.
 pub(super) async fn dial(
     args: AgentArgs,
     endpoint: Endpoint,
     incarnation: u64,
     running: Running,
     actor: ActorRef<Message>,
-) -> Result<(), AgentError> {
+) -> AgentError {
     let mut pause = REDIAL.0;
     loop {
         let running = running.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -31,7 +31,7 @@ pub(super) async fn dial(
             Ok((bus, link, spec, term)) => {
                 pause = REDIAL.0;
                 if actor.cast(Message::Connected(link.clone(), Box::new(spec), term)).is_err() {
-                    return Ok(());
+                    return AgentError::System(GONE.into());
                 }
                 while let Some(received) = link.receive().await {
                     let _ = actor.cast(Message::Heard(received));
@@ -40,7 +40,7 @@ pub(super) async fn dial(
                 let _ = actor.cast(Message::Lost(reason));
                 bus.stop();
             }
-            Err(error) if is_final(&error) => return Err(error.into()),
+            Err(error) if is_final(&error) => return error.into(),
             Err(error) => tracing::info!(%error, head = %args.head, "the head is not there yet"),
         }
         tokio::time::sleep(pause).await;
@@ -57,7 +57,7 @@ async fn greet(
     args: &AgentArgs,
     endpoint: &Endpoint,
     incarnation: u64,
-    running: Vec<(u16, Stamp)>,
+    (running, spec): (Vec<(u16, Stamp)>, Option<NodeSpec>),
 ) -> Result<(bus::Bus, Link, NodeSpec, u64), BusError> {
     let unknown = |why: String| BusError::Closed { peer: args.head.clone(), reason: why };
     let head = args.head.clone();
@@ -65,7 +65,7 @@ async fn greet(
     let address = found.await.map_err(|e| unknown(e.to_string()))?.map_err(|e| unknown(e.to_string()))?;
     let address = address.ok_or_else(|| unknown("no such host".into()))?;
     let peer = endpoint.connect(address, &Name::head()).await?;
-    let facts = AgentFacts { pid: std::process::id(), memory_bytes: crate::memory::of_host(), running };
+    let facts = AgentFacts { pid: std::process::id(), memory_bytes: crate::memory::of_host(), running, spec };
     let (bus, link, spec) = bus::greet(peer, args.name.as_str(), incarnation, wire::encode(&facts)?).await?;
     let term = bus.head_incarnation();
     Ok((bus, link, wire::decode(&spec)?, term))

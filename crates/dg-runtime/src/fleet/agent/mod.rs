@@ -12,7 +12,7 @@ use dg_net::endpoint::Options;
 use dg_net::identity::Name;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What an agent is started with.
 #[derive(Clone)]
@@ -47,6 +47,16 @@ pub enum AgentError {
     /// The head does not take it, and will not later.
     #[error(transparent)]
     Refused(#[from] dg_net::bus::BusError),
+    /// Nobody has told it what to do for too long.
+    #[error("node `{node}` has had no head at {head} for {max:?}")]
+    Alone {
+        /// The node.
+        node: Name,
+        /// Where the head should be.
+        head: String,
+        /// How long it has looked for it.
+        max: Duration,
+    },
     /// The system.
     #[error("{0}")]
     System(String),
@@ -60,22 +70,35 @@ impl AgentError {
             Self::Endpoint(e) => e.exit_code(),
             Self::Refused(e) => e.exit_code(),
             Self::Runs(_) => ExitCode::Infeasible,
+            Self::Alone { .. } => ExitCode::Unreachable,
             Self::System(_) => ExitCode::Failed,
         }
     }
 }
 
-/// Runs the agent until the head ends it, it was without a head for too long, or `stop` is ready.
+/// Runs the agent until the head ends it, or `stop` is ready. Without a head for too long is an error, so that whoever
+/// has started the agent may start it again.
 ///
 /// # Errors
 /// [`AgentError`].
 pub async fn run(args: AgentArgs, stop: impl Future<Output = ()> + Send) -> Result<(), AgentError> {
     let state = dg_net::identity::State::open(&args.state_dir)?;
     let identity = state.load(&args.name)?;
-    let _lock = super::head::lock(&args.state_dir.join(format!("{}.lock", args.name)))
+    let _lock = super::lock::take(&args.state_dir.join(format!("{}.lock", args.name)))
+        .await
         .map_err(|e| AgentError::System(e.to_string()))?
         .ok_or_else(|| AgentError::Runs(args.name.clone()))?;
-    actor::run(args, identity, stop).await
+    let incarnation = incarnation(&args)?;
+    actor::run(args, identity, incarnation, stop).await
+}
+
+/// Larger after each start of the node's agent. The clock alone would not do: the head would refuse a node whose clock has
+/// been set back. The file alone would not either: a node that joins anew has none.
+fn incarnation(args: &AgentArgs) -> Result<u64, AgentError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let path = args.state_dir.join(format!("{}.start", args.name));
+    let next = super::counter::next(&path, u64::try_from(now).unwrap_or(u64::MAX));
+    next.map_err(|e| AgentError::System(format!("`{}`: {e}", path.display())))
 }
 
 /// Back-off between attempts to reach the head.

@@ -110,15 +110,22 @@ async fn watch(
             child.wait().await
         }
     };
-    // Its last words, unless a child of its own keeps the pipe open.
-    let last_words = async {
+    last_words(readers).await;
+    let how = status.map_or_else(|e| e.to_string(), describe);
+    let _ = actor.cast(Message::Gone(slot, start, how));
+}
+
+/// Waits until what a process wrote is read. The pipes of one that is dead end with its last line, so this takes a moment
+/// and no longer: the limit is for a busy machine, where the readers have to wait for their turn, and for a child of the
+/// process that keeps a pipe open. Its death is told with its last lines, which the reason of a job's end is made of, and
+/// so not before.
+async fn last_words(readers: Vec<tokio::task::JoinHandle<()>>) {
+    let all = async {
         for reader in readers {
             let _ = reader.await;
         }
     };
-    let _ = tokio::time::timeout(LAST_WORDS_MAX, last_words).await;
-    let how = status.map_or_else(|e| e.to_string(), describe);
-    let _ = actor.cast(Message::Gone(slot, start, how));
+    let _ = tokio::time::timeout(LAST_WORDS_MAX, all).await;
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -173,5 +180,49 @@ async fn read_lines(
 
 /// Log lines that go to the head when a rank ends.
 const TAIL_LINES: usize = 20;
-const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_millis(20);
+const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_millis(200);
 const LOG_BYTES_MAX: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+    use tokio::io::AsyncWriteExt;
+
+    fn waits_for(
+        writer: impl Future<Output = ()> + Send + 'static,
+        out: tokio::io::DuplexStream,
+    ) -> (Duration, Log) {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let log: Arc<Mutex<Log>> = Arc::default();
+            let reader = tokio::spawn(read_lines(out, log.clone(), None));
+            tokio::spawn(writer);
+            let begin = Instant::now();
+            last_words(vec![reader]).await;
+            let log = std::mem::take(&mut *log.lock().unwrap());
+            (begin.elapsed(), log)
+        })
+    }
+
+    #[test]
+    fn the_last_lines_are_read_and_a_pipe_that_stays_open_is_left() {
+        let (mut end, out) = tokio::io::duplex(64);
+        let late = async move {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            end.write_all(b"first\nlast\n").await.unwrap();
+        };
+        let (took, log) = waits_for(late, out);
+        assert_eq!(log.tail(9), ["first", "last"], "after {took:?}");
+        assert!(took < LAST_WORDS_MAX, "{took:?}");
+        let (mut end, out) = tokio::io::duplex(64);
+        let open = async move {
+            end.write_all(b"first\n").await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let (took, log) = waits_for(open, out);
+        assert_eq!(log.tail(9), ["first"], "after {took:?}");
+        assert!(took >= LAST_WORDS_MAX);
+    }
+}

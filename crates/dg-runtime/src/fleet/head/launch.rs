@@ -2,6 +2,7 @@
 
 use super::actor::{Message, State};
 use super::{HeadArgs, agent_arguments};
+use crate::fleet::lock;
 use dg_config::{Launch, Node};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -88,8 +89,8 @@ impl State {
         }
         let Some(node) = self.args.file.nodes.iter().find(|node| node.name == name) else { return };
         let Some(mut command) = self.launcher.command(node) else { return };
-        let lock = self.args.state_dir.join(format!("{name}.lock"));
-        if node.launch == Launch::Local && matches!(super::lock(&lock), Ok(None)) {
+        let path = self.args.state_dir.join(format!("{name}.lock"));
+        if node.launch == Launch::Local && lock::is_taken(&path) {
             tracing::info!(node = name, "its agent runs already");
             return self.launch_later(name);
         }

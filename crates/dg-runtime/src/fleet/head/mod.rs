@@ -18,6 +18,7 @@ pub(in crate::fleet) mod status;
 
 pub use events::Event as LogEvent;
 
+use super::{counter, lock};
 use dg_config::ClusterFile;
 use dg_core::ExitCode;
 use dg_net::endpoint::{Endpoint, Options};
@@ -130,7 +131,7 @@ impl Head {
         let file_error =
             |path: PathBuf| move |e: std::io::Error| HeadError::File { path, why: e.to_string() };
         let path = args.state_dir.join("head.lock");
-        let lock = lock(&path).map_err(file_error(path.clone()))?;
+        let lock = lock::take(&path).await.map_err(file_error(path.clone()))?;
         let lock = lock.ok_or_else(|| HeadError::Runs(args.file.cluster.name.clone()))?;
         let identity = state.load(&Name::head())?;
         let term = next_term(&args.state_dir)?;
@@ -219,16 +220,6 @@ fn resolve(address: &str) -> Result<SocketAddr, HeadError> {
     found.next().ok_or_else(|| error("no such host".into()))
 }
 
-/// Takes the lock of `path` for this process; none if another one has it. It is given back when the file is closed.
-pub(super) fn lock(path: &Path) -> std::io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(error),
-    }
-}
-
 /// What a rush of questions has needed is not kept.
 async fn give_back() {
     loop {
@@ -242,18 +233,7 @@ const GIVE_BACK_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 /// A number that is larger after each start of the head.
 fn next_term(folder: &Path) -> Result<u64, HeadError> {
     let path = folder.join("term");
-    let failed = |why: String| HeadError::File { path: path.clone(), why };
-    let last = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse::<u64>().map_err(|e| failed(e.to_string()))?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(e) => return Err(failed(e.to_string())),
-    };
-    let next = last + 1;
-    let temporary = folder.join("term.tmp");
-    let written =
-        std::fs::write(&temporary, format!("{next}\n")).and_then(|()| std::fs::rename(&temporary, &path));
-    written.map_err(|e| failed(e.to_string()))?;
-    Ok(next)
+    counter::next(&path, 0).map_err(|e| HeadError::File { path, why: e.to_string() })
 }
 
 /// The arguments of an agent's process.

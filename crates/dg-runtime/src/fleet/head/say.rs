@@ -29,7 +29,7 @@ impl State {
         Ok(node.spec.clone())
     }
 
-    pub(super) fn joined(&mut self, name: &str, incarnation: u64, facts: AgentFacts, link: Link) {
+    pub(super) fn joined(&mut self, name: &str, incarnation: u64, mut facts: AgentFacts, link: Link) {
         let Some(node) = self.node_mut(name) else { return };
         if node.incarnation > incarnation {
             return;
@@ -41,6 +41,10 @@ impl State {
         }
         let before = std::mem::replace(&mut node.incarnation, incarnation);
         let was_in = std::mem::take(&mut node.is_in);
+        // Ranks that a head with other settings has started: their agent kills them when it hears of these.
+        if facts.spec.as_ref().is_some_and(|spec| !node.spec.suits_ranks_of(spec)) {
+            facts.running.clear();
+        }
         node.facts = Some(facts);
         if is_new {
             node.models.clear();

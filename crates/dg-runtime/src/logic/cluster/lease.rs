@@ -110,6 +110,15 @@ impl Keeper {
         Self { times, term: 0, seq: 0, renew_at: now, asked: VecDeque::new(), state }
     }
 
+    /// A head has taken the node, and has these times. A lease that an earlier one has granted ends as it was granted.
+    /// Being alone begins anew.
+    pub fn set_times(&mut self, times: LeaseTimes, now: Duration) {
+        self.times = times;
+        if let Held::Fenced { since, .. } = &mut self.state {
+            *since = now;
+        }
+    }
+
     /// Whether ranks of the node may compute.
     pub fn is_held(&self, now: Duration) -> bool {
         matches!(self.state, Held::Until(end) if now < end)

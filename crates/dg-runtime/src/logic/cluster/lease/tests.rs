@@ -26,6 +26,29 @@ fn a_lease_counts_from_the_question_and_ends_with_a_fence_then_a_kill() {
 }
 
 #[test]
+fn a_new_head_brings_its_times_along() {
+    let mut keeper = Keeper::new(LeaseTimes::default(), ms(0));
+    keeper.handle(NodeEvent::Tick, ms(0));
+    keeper.handle(granted(1), ms(1));
+    let (renew, margin, alone_max) = (ms(200), ms(200), ms(3000));
+    let times = LeaseTimes { ttl: ms(1000), renew, margin, alone_max, ..LeaseTimes::default() };
+    keeper.set_times(times, ms(500));
+    assert!(keeper.is_held(ms(3999)), "what was granted is granted");
+    assert_eq!(
+        keeper.handle(NodeEvent::Head { term: 2 }, ms(500))[..2],
+        [NodeAction::Fence, NodeAction::Renew { seq: 2 }]
+    );
+    keeper.handle(NodeEvent::Tick, ms(800));
+    keeper.handle(NodeEvent::Granted { term: 2, seq: 3, ttl: times.ttl }, ms(801));
+    assert!(keeper.is_held(ms(1599)) && !keeper.is_held(ms(1600)));
+    assert_eq!(keeper.handle(NodeEvent::Tick, ms(1600))[0], NodeAction::Fence);
+    // It is alone for longer than the next head allows: since that is there, it is not.
+    keeper.set_times(times, ms(60_000));
+    assert!(!keeper.handle(NodeEvent::Head { term: 3 }, ms(60_000)).contains(&NodeAction::Exit));
+    assert!(keeper.handle(NodeEvent::Tick, ms(63_000)).contains(&NodeAction::Exit));
+}
+
+#[test]
 fn answers_of_an_older_head_and_to_questions_long_ago_do_not_count() {
     let mut keeper = Keeper::new(LeaseTimes::default(), ms(0));
     keeper.handle(NodeEvent::Tick, ms(0));
