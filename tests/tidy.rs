@@ -318,8 +318,7 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Who may name a crate of its own floor.
-const BESIDE: [(&str, &str); 3] =
-    [("dg-cuda", "dg-nccl"), ("dg-flux", "dg-cuda"), ("dg-flux", "dg-kernels")];
+const BESIDE: [(&str, &str); 3] = [("dg-cuda", "dg-nccl"), ("dg-flux", "dg-cuda"), ("dg-flux", "dg-kernels")];
 
 /// For tests and measurements only; they may name anything, and nothing shipped may name them.
 const DEV_CRATES: [&str; 3] = ["dg-bench", "dg-testkit", "diffgentor-tests"];

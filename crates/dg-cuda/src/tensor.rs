@@ -71,7 +71,8 @@ impl Held {
         let failed = |what: String| GpuError::Cuda { call: "a tensor's memory", what, code: 0 };
         let bytes = tensor.dims()[0] * tensor.dtype().size();
         let device = tensor.device();
-        let fused = tensor.clone().try_into_primitive::<Cube>().map_err(|error| failed(format!("{error:?}")))?;
+        let fused =
+            tensor.clone().try_into_primitive::<Cube>().map_err(|error| failed(format!("{error:?}")))?;
         let client = fused.client.clone();
         let cube = burn_cubecl::kernel::into_contiguous(client.resolve_tensor_float::<CubeBackend>(fused));
         device.sync().map_err(|error| failed(format!("{error:?}")))?;

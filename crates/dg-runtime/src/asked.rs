@@ -3,6 +3,7 @@
 use crate::{EngineOptions, Parallel};
 use dg_config::{Key, Origin, Settings};
 use dg_core::{DType, ExitCode, TimeDtype};
+use dg_flux::DeviceKind;
 use dg_plan::{Ask, Balance, Layout, Pipeline, Work};
 use std::num::NonZeroUsize;
 
@@ -108,11 +109,20 @@ pub fn ranks_to_fill(settings: &Settings) -> Option<u64> {
     settings.integer_if_any(Key::NumGpus).filter(|n| *n > 1 && !has_degrees(settings))
 }
 
-/// Format of the arithmetic on CPU ranks.
+/// Format of the arithmetic: `auto` is float32 on the CPU, bfloat16 on a GPU.
 pub fn dtype(settings: &Settings) -> DType {
-    match settings.text(Key::Dtype) {
-        Some("bfloat16") => DType::Bfloat16,
-        _ => DType::Float32,
+    match (settings.text(Key::Dtype), device(settings)) {
+        (Some("bfloat16"), _) => DType::Bfloat16,
+        (Some("float32"), _) | (_, DeviceKind::Cpu) => DType::Float32,
+        (_, DeviceKind::Cuda) => DType::Bfloat16,
+    }
+}
+
+/// What ranks of this process compute on: the CPU, unless a GPU is asked for.
+pub fn device(settings: &Settings) -> DeviceKind {
+    match settings.text(Key::Device) {
+        Some("cuda") => DeviceKind::Cuda,
+        _ => DeviceKind::Cpu,
     }
 }
 
@@ -142,6 +152,7 @@ pub fn options(settings: &Settings, ask: Ask, trace: bool) -> EngineOptions {
             trace,
             ..Parallel::default()
         },
+        device: device(settings),
         priority: 0,
     }
 }

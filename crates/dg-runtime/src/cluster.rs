@@ -12,7 +12,7 @@ use crate::plan::{job_plan, load_plan};
 use crate::supervisor::{self, Supervisor};
 use dg_core::report::{EventReport, RankReport};
 use dg_core::{DType, GenerateRequest, ModelId, ModelShape, TimeDtype};
-use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
+use dg_flux::{DeviceKind, ModelRepo, ModelSource, Pipeline, PipelineOptions};
 use dg_plan::{Ask, Layout, Plan, Refusal};
 use ractor::{Actor, ActorRef};
 use std::num::NonZeroUsize;
@@ -37,6 +37,8 @@ pub struct EngineOptions {
     pub release_encoders: bool,
     /// How pictures are shared out among ranks.
     pub parallel: Parallel,
+    /// What ranks of this process compute on. Those of a cluster have what its file says.
+    pub device: DeviceKind,
     /// On a cluster of processes: jobs of a higher priority begin before all that wait with a lower one, up to
     /// [`PRIORITY_MAX`].
     pub priority: u8,
@@ -81,6 +83,7 @@ impl Default for EngineOptions {
             vae_tiling: None,
             release_encoders: false,
             parallel: Parallel::default(),
+            device: DeviceKind::Cpu,
             priority: 0,
         }
     }
@@ -129,7 +132,7 @@ impl Cluster {
         let shape = repo.shape().clone();
         let plan = load_plan(&shape, &options.parallel.ask, options.dtype)?;
         let computing = PipelineOptions {
-            device: dg_flux::cpu(),
+            device: dg_flux::device(options.device).map_err(StartError::Device)?,
             dtype: options.dtype,
             time_dtype: options.time_dtype,
             vae_tiling: options.vae_tiling,

@@ -22,6 +22,9 @@ pub enum StartError {
         /// The limit.
         max: u64,
     },
+    /// The device is not there, or this build has none of its kind: what is missing, with a hint.
+    #[error("{}", what(.0))]
+    Device(String),
     /// The system refused a thread.
     #[error("cannot start {threads} compute threads: {reason}")]
     Threads {
@@ -35,13 +38,20 @@ pub enum StartError {
     Panicked(String),
 }
 
+/// A text without its hint.
+fn what(text: &str) -> &str {
+    text.split_once(HINT).map_or(text, |(what, _)| what)
+}
+
+const HINT: &str = "; hint: ";
+
 impl StartError {
     /// The exit code of a program that stops because of this.
     pub fn exit(&self) -> ExitCode {
         match self {
             Self::Model(e) => e.exit(),
             Self::Layout(e) => e.exit(),
-            Self::Ranks { .. } | Self::Threads { .. } => ExitCode::Infeasible,
+            Self::Device(_) | Self::Ranks { .. } | Self::Threads { .. } => ExitCode::Infeasible,
             Self::Panicked(_) => ExitCode::Failed,
         }
     }
@@ -51,6 +61,7 @@ impl StartError {
         match self {
             Self::Model(e) => e.hint(),
             Self::Layout(e) => Some(e.hint()),
+            Self::Device(text) => text.split_once(HINT).map(|(_, hint)| hint.into()),
             Self::Ranks { .. } => Some("ask for smaller degrees".into()),
             Self::Threads { .. } => Some("ask for fewer with `--threads`".into()),
             Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),

@@ -96,7 +96,7 @@ pub use board::{RankEvent, RankSpan, RankState, RankStatus, TraceLog};
 pub use builder::{BuildError, Builder};
 pub use cluster::{Cluster, EngineOptions, PRIORITY_MAX, Parallel};
 pub use dg_flux as flux;
-pub use dg_flux::Picture;
+pub use dg_flux::{DeviceKind, Picture};
 pub use error::{JobError, StartError};
 pub use job::{Canceller, Job};
 pub use memory::{MemoryNeed, memory_need};

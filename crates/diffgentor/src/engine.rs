@@ -10,7 +10,7 @@ use dg_plan::Machine;
 use std::num::NonZeroUsize;
 
 pub(crate) use dg_runtime::{
-    Canceller, Cluster, EngineOptions, Job, MemoryNeed, Parallel, Picture, RankSpan, TraceLog,
+    Canceller, Cluster, DeviceKind, EngineOptions, Job, MemoryNeed, Parallel, Picture, RankSpan, TraceLog,
 };
 
 /// What makes the pictures: a model that is here, or one of a cluster.
@@ -70,13 +70,14 @@ pub(crate) fn kernels() -> &'static str {
 
 /// How the model computes.
 pub(crate) fn options(
-    dtype: DType,
+    (device, dtype): (DeviceKind, DType),
     time_dtype: TimeDtype,
     threads: NonZeroUsize,
     vae_tiling: Option<bool>,
     parallel: Parallel,
 ) -> EngineOptions {
-    EngineOptions { dtype, time_dtype, threads, vae_tiling, release_encoders: false, parallel, priority: 0 }
+    let usual = EngineOptions { release_encoders: false, priority: 0, ..EngineOptions::default() };
+    EngineOptions { device, dtype, time_dtype, threads, vae_tiling, parallel, ..usual }
 }
 
 /// Whether a picture of this size will be decoded in tiles.

@@ -54,7 +54,8 @@ pub(crate) fn prepare(
     remote: Option<Remote>,
 ) -> Result<(Prepared, Model), Failure> {
     let settings = layers.resolve();
-    if remote.is_none() {
+    let remote_is_none = remote.is_none();
+    if remote_is_none {
         setup::check_machine(&settings)?;
     }
     layout::check_product(&settings)?;
@@ -96,8 +97,11 @@ pub(crate) fn prepare(
     }
     spread.warnings().into_iter().for_each(log::warn_once);
     warn_idle(&settings, &model, &spread);
+    if remote_is_none {
+        setup::check_gpus(&settings, spread.ranks())?;
+    }
     let options = engine::options(
-        dtype,
+        (asked::device(&settings), dtype),
         asked::time_dtype(&settings),
         setup::threads(&settings, spread.ranks() as u64),
         settings.switch_if_any(Key::EnableVaeTiling),

@@ -75,10 +75,12 @@ fn log_filter(env: &[(String, String)]) -> Result<Option<EnvFilter>, Failure> {
 /// Refuses a device that is not there, and ranks that the serial backend does not have.
 pub(crate) fn check_machine(settings: &Settings) -> Result<(), Failure> {
     let asked = |key: Key| settings.origin(key).map(|o| format!(" ({o})")).unwrap_or_default();
-    if settings.text(Key::Device) == Some("cuda") {
-        let message = format!("device cuda{}: this build has no CUDA", asked(Key::Device));
-        let hint = "build it with `--features cuda` (docs/gpu.md), or use --device cpu";
-        return Err(Failure::infeasible(message).hint(hint));
+    if settings.text(Key::Device) == Some("cuda")
+        && let Some(obstacle) = no_gpu()
+    {
+        let (what, hint) = obstacle.split_once("; hint: ").unwrap_or((&obstacle, "docs/gpu.md has more"));
+        let message = format!("device cuda{}: {what}", asked(Key::Device));
+        return Err(Failure::infeasible(message).hint(format!("{hint}, or use --device cpu")));
     }
     if settings.text(Key::Backend) != Some("serial") {
         return Ok(());
@@ -97,6 +99,26 @@ pub(crate) fn check_machine(settings: &Settings) -> Result<(), Failure> {
         asked(key)
     );
     Err(Failure::infeasible(message).hint("use --backend xdit or leave it out, or set every degree to 1"))
+}
+
+/// Why there is no GPU for this program.
+#[cfg(feature = "cuda")]
+fn no_gpu() -> Option<String> {
+    dg_nccl::facts::look().obstacle()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_gpu() -> Option<String> {
+    Some("this build has no CUDA; hint: build it with `--features cuda` (docs/gpu.md)".into())
+}
+
+/// Refuses what this version does not do on GPUs: ranks of one program would share one device.
+pub(crate) fn check_gpus(settings: &Settings, ranks: usize) -> Result<(), Failure> {
+    if settings.text(Key::Device) != Some("cuda") || ranks == 1 {
+        return Ok(());
+    }
+    let message = format!("{ranks} ranks on GPUs: this version computes on one GPU");
+    Err(Failure::infeasible(message).hint("leave the degrees and --num_gpus out, or use --device cpu"))
 }
 
 /// Threads of one of `ranks` ranks: as asked, or its share of the cores.

@@ -94,6 +94,7 @@ impl JobBody {
                 ..Parallel::default()
             },
             priority: self.priority,
+            device: crate::DeviceKind::Cpu,
         }
     }
 
