@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use tokio::sync::{Mutex, MutexGuard};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 enum Says {
@@ -24,9 +25,20 @@ struct Head {
     listener: Listener,
     bus: Bus,
     folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// Nodes would meet the actors of another head in this process, and could not tell them from those of their own.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        self.bus.stop();
+    }
 }
 
 async fn head(names: &[&str]) -> Head {
+    let alone = ALONE.lock().await;
     let forge = Forge::new();
     let folder = tempfile::tempdir().unwrap();
     let state = State::create(folder.path().join("state")).unwrap();
@@ -37,7 +49,7 @@ async fn head(names: &[&str]) -> Head {
     let loopback = "127.0.0.1:0".parse().unwrap();
     let (endpoint, listener) =
         Endpoint::listener(loopback, &identity, Admitted::everyone(), None, Options::default()).unwrap();
-    Head { endpoint, listener, bus: Bus::start("head", 3, None).await.unwrap(), folder }
+    Head { endpoint, listener, bus: Bus::start("head", 3, None).await.unwrap(), folder, _alone: alone }
 }
 
 impl Head {
