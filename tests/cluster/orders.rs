@@ -4,7 +4,7 @@ use crate::pictures::{Drawing, ULYSSES_4, expect_same};
 use crate::proc;
 use crate::rig::{Drawn, Rig, Run, Setting};
 use rustix::process::Signal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A job that takes long.
 fn long() -> Drawing {
@@ -48,7 +48,10 @@ fn a_job_that_nobody_wants_any_more_is_cancelled() {
         let job = at_work(&rig);
         assert!(proc::send(run.pid(), signal));
         expect_end(run, status, &["0 of 1 pictures are there"]);
+        let ended = Instant::now();
         assert_eq!(state(&rig, &job), "cancelled");
+        // It said goodbye: nobody waited until its connection was silent for 3 s.
+        assert!(ended.elapsed() < Duration::from_secs(2), "after {:?}", ended.elapsed());
         rig.idle(Duration::from_secs(5));
     }
     // Nobody says goodbye: the connection is silent, and then it is the same.

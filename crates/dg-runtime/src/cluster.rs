@@ -295,10 +295,23 @@ impl Cluster {
         self.board()?.log_of(job, forget)
     }
 
+    /// Ends the connection to the head of a cluster of processes, which cancels jobs that are not done, and waits until the
+    /// head knows. Nothing for ranks of this process.
+    pub async fn leave(&self) {
+        if let Place::There(there) = &self.place {
+            there.head.close().await;
+        }
+    }
+
     /// Stops the actors. Jobs that wait end with [`JobError::Stopped`](crate::JobError::Stopped); a running one ends when it is
     /// finished, or when its owner cancels or drops it.
+    ///
+    /// On a cluster of processes: as [`leave`](Self::leave).
     pub async fn shutdown(mut self) {
-        let Place::Here { supervisor, stopped, .. } = &mut self.place else { return };
+        let (supervisor, stopped) = match &mut self.place {
+            Place::Here { supervisor, stopped, .. } => (supervisor, stopped),
+            Place::There(there) => return there.head.close().await,
+        };
         supervisor.stop(None);
         if let Some(stopped) = stopped.take()
             && let Err(e) = stopped.await

@@ -197,7 +197,10 @@ async fn make(
         private.shut_down().await;
     }
     match ending? {
-        Ending::Stopped { signal, there } => Err(stopped(signal, there, pictures)),
+        Ending::Stopped { signal, there } => {
+            cluster.leave().await;
+            Err(stopped(signal, there, pictures))
+        }
         Ending::Failed { failures, only } => {
             cluster.shutdown().await;
             let summary = format!("{failures} of {pictures} pictures failed");

@@ -131,7 +131,7 @@ impl AskError {
 #[derive(Clone)]
 pub struct HeadClient {
     peer: Arc<Peer>,
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
 }
 
 /// The certificate of clients, unless another one is named.
@@ -170,7 +170,7 @@ impl HeadClient {
         let endpoint =
             Endpoint::dialer(local, &identity, Admitted::everyone(), options).map_err(unreachable)?;
         let peer = endpoint.connect(found, &Name::head()).await.map_err(unreachable)?;
-        Ok(Self { peer: Arc::new(peer), _endpoint: endpoint })
+        Ok(Self { peer: Arc::new(peer), endpoint })
     }
 
     /// Asks something that has one answer.
@@ -213,6 +213,12 @@ impl HeadClient {
     /// [`AskError`]; if a node does not have it.
     pub async fn model(&self, name: Option<&str>) -> Result<ModelCard, AskError> {
         self.ask(&Ask::Model(name.map(str::to_owned))).await
+    }
+
+    /// Ends the connection and waits until the head knows, so that jobs which nobody waits for end now and not when the
+    /// connection has been silent for long enough.
+    pub async fn close(&self) {
+        self.endpoint.close("the client has ended").await;
     }
 
     /// Waits until the head has closed the connection, or for so long.
