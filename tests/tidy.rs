@@ -362,7 +362,7 @@ const ROOT: [&str; 10] = [
     "tests",
 ];
 
-const DOCUMENTS: [&str; 17] = [
+const DOCUMENTS: [&str; 18] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
@@ -375,6 +375,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/demo-model.md",
     "docs/embedding.md",
     "docs/failure-model.md",
+    "docs/gpu.md",
     "docs/models.md",
     "docs/numerics.md",
     "docs/operations.md",

@@ -116,7 +116,7 @@ impl Endpoint {
     pub async fn connect(&self, address: SocketAddr, expected: &Name) -> Result<Peer, EndpointError> {
         let connected = self.try_connect(address, expected).await;
         if let Err(error) = &connected {
-            tracing::warn!(%address, %expected, reason = %error, "no connection");
+            tracing::debug!(%address, %expected, reason = %error, "no connection");
         }
         connected
     }
