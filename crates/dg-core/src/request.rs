@@ -153,6 +153,17 @@ mod tests {
         assert!(!text.contains("noise_index") && !text.contains("sigmas"));
     }
 
+    /// Jobs travel to a cluster as JSON: their sigmas must be the same bits there.
+    #[test]
+    fn sigmas_keep_their_bits_in_json() {
+        let (size, _) = ImageSize::fit(64, 64).unwrap();
+        let mut r = GenerateRequest::new("x", size, Seed(0));
+        let bits = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 12;
+        r.sigmas = Some((1..5000).map(|i| f64::from_bits(0x3ff << 52 | bits(i)) - 1.0).collect());
+        let text = serde_json::to_string(&r).unwrap();
+        assert_eq!(serde_json::from_str::<GenerateRequest>(&text).unwrap().sigmas, r.sigmas);
+    }
+
     #[test]
     fn true_cfg_needs_scale_and_negative_prompt() {
         let (size, _) = ImageSize::fit(64, 64).unwrap();
