@@ -48,7 +48,8 @@ fn a_rank_that_stands_still_for_ever_is_replaced() {
     for rank in [3, 0] {
         let pid = rig.ranks()[rank];
         let run = rig.start(&drawing);
-        std::thread::sleep(Duration::from_millis(500));
+        // The first step has more time.
+        at_work(&rig);
         let stopped = now();
         assert!(proc::send(pid, Signal::STOP));
         let drawn = run.done(&rig);
