@@ -112,11 +112,11 @@ impl Endpoint {
         Ok((Self { admitted, client, options, socket }, Listener { peers }))
     }
 
-    /// Connects to the node or head at `address` if it is `expected`, and has let us in.
+    /// Connects to the node or head at `address` if it is `expected`, and has let us in. A failure is in the log, too.
     pub async fn connect(&self, address: SocketAddr, expected: &Name) -> Result<Peer, EndpointError> {
         let connected = self.try_connect(address, expected).await;
         if let Err(error) = &connected {
-            tracing::debug!(%address, %expected, reason = %error, "no connection");
+            tracing::warn!(%address, %expected, reason = %error, "no connection");
         }
         connected
     }
@@ -133,7 +133,8 @@ impl Endpoint {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.wait_idle()).await;
     }
 
-    async fn try_connect(&self, address: SocketAddr, expected: &Name) -> Result<Peer, EndpointError> {
+    /// [`connect`](Self::connect) for who tells a failure himself.
+    pub async fn try_connect(&self, address: SocketAddr, expected: &Name) -> Result<Peer, EndpointError> {
         let within = self.options.handshake_timeout;
         let connection = dial(&self.socket, &self.client, address, expected, within).await?;
         let passport = certified(&connection).inspect_err(|_| Code::BadCertificate.close(&connection))?;

@@ -169,7 +169,7 @@ impl HeadClient {
             |source| AskError::Unreachable { address: address.into(), source: Box::new(source) };
         let endpoint =
             Endpoint::dialer(local, &identity, Admitted::everyone(), options).map_err(unreachable)?;
-        let peer = endpoint.connect(found, &Name::head()).await.map_err(unreachable)?;
+        let peer = endpoint.try_connect(found, &Name::head()).await.map_err(unreachable)?;
         Ok(Self { peer: Arc::new(peer), endpoint })
     }
 
