@@ -156,7 +156,7 @@ fn pages(live: &Live) {
     has_row(&status, "node state agent ranks device memory");
     has_row(&status, "rank node pid state job step device memory");
     let jobs = live.ok(&["jobs"]);
-    has_row(&jobs, "job client state step attempts ranks layout seconds prompt");
+    has_row(&jobs, "job client priority state step attempts ranks layout seconds prompt");
     assert!(jobs.contains("is done") && !jobs.contains("node left is in"), "{jobs}");
     assert!(live.ok(&["jobs", "--events"]).contains("node left is in"));
     live.ok(&["logs", "left"]);
