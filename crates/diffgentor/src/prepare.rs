@@ -54,8 +54,7 @@ pub(crate) fn prepare(
     remote: Option<Remote>,
 ) -> Result<(Prepared, Model), Failure> {
     let settings = layers.resolve();
-    let remote_is_none = remote.is_none();
-    if remote_is_none {
+    if remote.is_none() {
         setup::check_machine(&settings)?;
     }
     layout::check_product(&settings)?;
@@ -93,13 +92,11 @@ pub(crate) fn prepare(
         requests,
     )?;
     if model.repo().is_some() {
+        setup::check_gpus(&settings, spread.ranks())?;
         announce(&settings, &spread, launch);
     }
     spread.warnings().into_iter().for_each(log::warn_once);
     warn_idle(&settings, &model, &spread);
-    if remote_is_none {
-        setup::check_gpus(&settings, spread.ranks())?;
-    }
     let options = engine::options(
         (asked::device(&settings), dtype),
         asked::time_dtype(&settings),
