@@ -164,8 +164,8 @@ impl Driver {
         let mut text = std::ptr::null();
         // SAFETY: it writes a pointer to a text that stays, or null.
         let told = unsafe { (self.0.error_string)(code, &raw mut text) } == 0 && !text.is_null();
-        // SAFETY: checked just above.
         let what = if told {
+            // SAFETY: checked just above.
             unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
         } else {
             "unknown".into()

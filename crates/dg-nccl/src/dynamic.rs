@@ -3,7 +3,7 @@
 
 use crate::error::{GpuError, Result};
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A library that is loaded, for as long as the program runs: what it has started in this process cannot be stopped.
 #[derive(Debug)]
@@ -43,9 +43,9 @@ impl Dynamic {
 }
 
 /// The file that was loaded under a name, as far as the system tells.
-fn whence(name: &PathBuf) -> PathBuf {
+fn whence(name: &Path) -> PathBuf {
     if name.is_absolute() {
-        return name.clone();
+        return name.to_owned();
     }
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let file = name.file_name().unwrap_or(name.as_os_str()).to_string_lossy().into_owned();
@@ -58,5 +58,5 @@ fn whence(name: &PathBuf) -> PathBuf {
         .clone()
         .find(|path| path.ends_with(&*file))
         .or_else(|| paths.clone().find(of_name))
-        .map_or_else(|| name.clone(), PathBuf::from)
+        .map_or_else(|| name.to_owned(), PathBuf::from)
 }

@@ -11,7 +11,7 @@
 //! - `edge`: one direction between two ranks; `engine`: the thread that makes all calls to NCCL; `ticket`: what goes
 //!   over the host's plane beside the data
 //! - [`facts`]: what this machine has of all that, for `doctor`; [`usage`]: how busy its devices are
-//! - [`error`]: [`GpuError`]
+//! - [`mod@error`]: what can go wrong, [`GpuError`]
 //!
 //! # How messages travel
 //! [`Nccl`] stands on a communicator of the host (sockets between processes), which carries a *ticket* of some bytes for

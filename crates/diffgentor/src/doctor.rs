@@ -153,7 +153,7 @@ fn gpus(facts: &Facts) -> Vec<Check> {
         || Check::bad("cuda", "no headers", "install the CUDA toolkit, or set CUDA_PATH"),
         |headers| Check::good("cuda", format!("headers in {headers}")),
     ));
-    let nccl = facts.nccl.as_ref().map(Clone::clone).map_err(ToString::to_string);
+    let nccl = facts.nccl.clone().map_err(|error| error.to_string());
     checks.push(found("nccl", nccl, "one GPU needs none; several of one job do"));
     checks
 }

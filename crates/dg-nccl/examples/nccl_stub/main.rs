@@ -10,7 +10,9 @@
     non_snake_case,
     missing_docs,
     unreachable_pub,
-    clippy::missing_safety_doc
+    clippy::missing_safety_doc,
+    clippy::undocumented_unsafe_blocks,
+    clippy::not_unsafe_ptr_arg_deref
 )]
 
 mod driver;
