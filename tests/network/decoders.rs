@@ -26,7 +26,14 @@ type Target = (&'static str, fn(&[u8]), Vec<Vec<u8>>);
 /// Every target with good messages.
 fn all() -> Vec<Target> {
     let order = |order| Down::Order(1, STAMP, STAMP, order);
-    let facts = AgentFacts { pid: 7, memory_bytes: 1 << 40, running: vec![(1, STAMP); 3], spec: None };
+    let facts = AgentFacts {
+        pid: 7,
+        memory_bytes: 1 << 40,
+        cores: 2,
+        core_flops: 1e11,
+        running: vec![(1, STAMP); 3],
+        spec: None,
+    };
     let wire = vec![
         bytes(&Hello::of("left")),
         bytes(&facts),

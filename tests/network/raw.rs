@@ -27,7 +27,14 @@ pub(crate) async fn connect(rig: &Rig, name: &str) -> Peer {
 /// Becomes the node `name`, as an agent does.
 pub(crate) async fn join(rig: &Rig, name: &str) -> (Bus, Link) {
     let peer = connect(rig, name).await;
-    let facts = AgentFacts { pid: 1, memory_bytes: 1 << 40, running: Vec::new(), spec: None };
+    let facts = AgentFacts {
+        pid: 1,
+        memory_bytes: 1 << 40,
+        cores: 2,
+        core_flops: 1e11,
+        running: Vec::new(),
+        spec: None,
+    };
     let facts = wire::encode(&facts).expect("facts");
     let (bus, link, _) = bus::greet(peer, name, incarnation(), facts).await.expect("the head takes it");
     (bus, link)
@@ -52,7 +59,14 @@ impl Message for Hello {}
 
 impl Hello {
     pub(crate) fn of(name: &str) -> Self {
-        let facts = AgentFacts { pid: 1, memory_bytes: 1 << 40, running: Vec::new(), spec: None };
+        let facts = AgentFacts {
+            pid: 1,
+            memory_bytes: 1 << 40,
+            cores: 2,
+            core_flops: 1e11,
+            running: Vec::new(),
+            spec: None,
+        };
         Self {
             protocol: bus::PROTOCOL,
             build: "test".into(),

@@ -7,7 +7,7 @@ use dg_config::{ClusterFile, Key, Layers, Settings, Value, state_folder};
 use dg_core::ExitCode;
 use dg_plan::Machine;
 use dg_runtime::asked;
-use dg_runtime::fleet::client::{AskError, HeadClient};
+use dg_runtime::fleet::client::{AskError, HeadClient, Status};
 use dg_runtime::fleet::job::ModelCard;
 use dg_runtime::fleet::{head, places};
 use dg_runtime::placed::Placed;
@@ -26,16 +26,43 @@ pub(crate) struct Remote {
     pub(crate) ranks: u64,
     /// What they compute on, and what joins them.
     pub(crate) machine: Machine,
+    /// What each of them reaches that is there, in operations per second, the fastest first.
+    pub(crate) speeds: Vec<f64>,
 }
 
 impl Remote {
-    /// Nobody has said how many ranks: all of them.
-    pub(crate) fn fill(&self, layers: &mut Layers) {
+    /// Nobody has said how many ranks: all of them, but for slow ones that would only hold up a single picture.
+    pub(crate) fn fill(&mut self, layers: &mut Layers) {
         let settings = layers.resolve();
-        if !asked::has_degrees(&settings) && !settings.is_asked(Key::NumGpus) {
-            layers.add_flags([(Key::NumGpus, Value::Integer(self.ranks))]);
+        if asked::has_degrees(&settings) || settings.is_asked(Key::NumGpus) {
+            return;
         }
+        let has_one_row = !settings.is_asked(Key::PromptsFile);
+        let (ranks, flops) = match fastest_together(&self.speeds) {
+            Some((ranks, flops)) if has_one_row => (ranks, Some(flops)),
+            _ => (self.ranks, self.speeds.last().copied()),
+        };
+        if let Some(flops) = flops {
+            self.machine.device.flops = flops;
+        }
+        layers.add_flags([(Key::NumGpus, Value::Integer(ranks))]);
     }
+}
+
+/// How many of the fastest ranks compute most when all of them wait for the slowest, and its speed. `speeds` is in
+/// falling order.
+fn fastest_together(speeds: &[f64]) -> Option<(u64, f64)> {
+    let together = (1..=speeds.len() as u64).zip(speeds).map(|(ranks, slowest)| (ranks, *slowest));
+    together.max_by(|(m, a), (n, b)| (*m as f64 * a).total_cmp(&(*n as f64 * b)).then(m.cmp(n)))
+}
+
+/// Speeds of the ranks of nodes that are up, in falling order; nothing if one of them is not known.
+fn speeds(status: &Status) -> Vec<f64> {
+    let up = status.nodes.iter().filter(|node| node.state == "up");
+    let mut speeds: Vec<f64> =
+        up.flat_map(|node| std::iter::repeat_n(node.rank_flops, usize::from(node.ranks))).collect();
+    speeds.sort_by(|a, b| b.total_cmp(a));
+    if speeds.last().is_some_and(|slowest| *slowest > 0.0) { speeds } else { Vec::new() }
 }
 
 /// The file of `--cluster`, unless it is an address.
@@ -89,15 +116,13 @@ pub(crate) async fn connect(
     let model =
         settings.text(Key::ModelName).filter(|_| settings.is_asked(Key::ModelName)).map(str::to_owned);
     let card = head.model(model.as_deref()).await?;
-    let ranks = match file {
-        Some(file) => file.ranks(),
-        None => head.status().await?.ranks.len() as u64,
-    };
+    let status = head.status().await?;
+    let ranks = file.map_or(status.ranks.len() as u64, ClusterFile::ranks);
     let machine = match file {
         Some(file) => Placed::new(&file.nodes, ranks).machine(&file.cluster.links, None),
         None => layout::this_machine(),
     };
-    Ok(Some(Remote { head, name: model, card, ranks, machine }))
+    Ok(Some(Remote { head, name: model, card, ranks, machine, speeds: speeds(&status) }))
 }
 
 fn head_options() -> dg_runtime::fleet::client::Options {
@@ -135,6 +160,14 @@ mod tests {
     fn heads_of_this_host_are_told_apart() {
         assert!(is_here("127.0.0.1") && is_here("::1") && is_here("localhost"));
         assert!(!is_here("10.0.0.1") && !is_here("0.0.0.0") && !is_here("rig.local"));
+    }
+
+    #[test]
+    fn slow_ranks_are_left_out_where_they_would_hold_up_the_others() {
+        assert_eq!(fastest_together(&[4.0, 4.0, 1.0, 1.0]), Some((2, 4.0)));
+        assert_eq!(fastest_together(&[4.0, 4.0, 3.0, 3.0]), Some((4, 3.0)));
+        assert_eq!(fastest_together(&[2.0, 1.0]), Some((2, 1.0)), "as fast, but with the memory of both");
+        assert_eq!(fastest_together(&[]), None);
     }
 
     #[test]

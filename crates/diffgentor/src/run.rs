@@ -38,8 +38,8 @@ async fn whole(args: &T2iArgs, start: Instant) -> Result<ExitCode, Failure> {
     let stop = Stop::listen().map_err(|e| Failure::failed(format!("cannot listen for signals: {e}")))?;
     let file = remote::file(&args.cluster)?;
     let mut layers = setup::layers((&args.flags, &args.common), file.as_ref())?;
-    let remote = remote::connect(&args.cluster, file.as_ref(), &layers.resolve()).await?;
-    if let Some(remote) = &remote {
+    let mut remote = remote::connect(&args.cluster, file.as_ref(), &layers.resolve()).await?;
+    if let Some(remote) = &mut remote {
         remote.fill(&mut layers);
     }
     let (prepared, model) = prepare::prepare(layers, args.cluster.launch, remote)?;

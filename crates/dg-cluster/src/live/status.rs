@@ -44,13 +44,32 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(), Failure> {
     })
 }
 
+/// What each rank of a node reaches.
+fn speed(flops: f64) -> String {
+    let tera = flops / 1e12;
+    match tera {
+        0.0 => "-".into(),
+        tera if tera < 10.0 => format!("{tera:.2} TFLOP/s"),
+        tera => format!("{tera:.0} TFLOP/s"),
+    }
+}
+
 fn page(status: &Status) -> String {
     let head = &status.head;
-    let mut nodes = vec![["node", "state", "agent", "ranks", "device", "memory"].map(String::from).to_vec()];
+    let heading = ["node", "state", "agent", "ranks", "device", "speed", "memory"];
+    let mut nodes = vec![heading.map(String::from).to_vec()];
     nodes.extend(status.nodes.iter().map(|node| {
         let memory = if node.memory == 0 { "-".into() } else { bytes(node.memory) };
         let pid = node.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
-        vec![node.node.clone(), node.state.clone(), pid, node.ranks.to_string(), node.device.clone(), memory]
+        vec![
+            node.node.clone(),
+            node.state.clone(),
+            pid,
+            node.ranks.to_string(),
+            node.device.clone(),
+            speed(node.rank_flops),
+            memory,
+        ]
     }));
     let heading = ["rank", "node", "pid", "state", "job", "step", "device", "memory"];
     let mut ranks = vec![heading.map(String::from).to_vec()];
@@ -76,7 +95,7 @@ fn page(status: &Status) -> String {
         head.uptime_s,
         count(status.waiting, "job"),
         count(status.running, "job"),
-        columns(&nodes, &[2, 3, 5]),
+        columns(&nodes, &[2, 3, 5, 6]),
         columns(&ranks, &[0, 2, 5, 7])
     )
 }

@@ -18,6 +18,10 @@ pub struct AgentFacts {
     pub pid: u32,
     /// Bytes of memory of the host.
     pub memory_bytes: u64,
+    /// Processors that it may use.
+    pub cores: u32,
+    /// Operations per second that FLUX reaches on one of them, as a short measurement has it.
+    pub core_flops: f64,
     /// Ranks that run already: slot and start.
     pub running: Vec<(u16, Stamp)>,
     /// What they were started for, if a head has ever taken the node.

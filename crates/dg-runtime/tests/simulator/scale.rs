@@ -45,6 +45,7 @@ impl Scale {
             kind: Kind::Cpu,
             slots: SLOTS,
             memory_bytes: 10_000,
+            flops: 0,
             models: vec![ModelHash(1)],
             running: Vec::new(),
         };

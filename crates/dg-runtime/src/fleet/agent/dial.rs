@@ -2,6 +2,7 @@
 
 use super::super::protocol::{AgentFacts, NodeSpec};
 use super::actor::{GONE, Message};
+use super::speed::Processors;
 use super::{AgentArgs, AgentError, REDIAL};
 use crate::logic::cluster::Stamp;
 use dg_core::ExitCode;
@@ -25,9 +26,13 @@ pub(super) async fn dial(
     actor: ActorRef<Message>,
 ) -> AgentError {
     let mut pause = REDIAL.0;
+    let processors = match tokio::task::spawn_blocking(Processors::look).await {
+        Ok(processors) => processors,
+        Err(error) => return AgentError::System(error.to_string()),
+    };
     loop {
         let running = running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match greet(&args, &endpoint, incarnation, running).await {
+        match greet(&args, &endpoint, incarnation, processors, running).await {
             Ok((bus, link, spec, term)) => {
                 pause = REDIAL.0;
                 if actor.cast(Message::Connected(link.clone(), Box::new(spec), term)).is_err() {
@@ -57,6 +62,7 @@ async fn greet(
     args: &AgentArgs,
     endpoint: &Endpoint,
     incarnation: u64,
+    processors: Processors,
     (running, spec): (Vec<(u16, Stamp)>, Option<NodeSpec>),
 ) -> Result<(bus::Bus, Link, NodeSpec, u64), BusError> {
     let unknown = |why: String| BusError::Closed { peer: args.head.clone(), reason: why };
@@ -65,7 +71,14 @@ async fn greet(
     let address = found.await.map_err(|e| unknown(e.to_string()))?.map_err(|e| unknown(e.to_string()))?;
     let address = address.ok_or_else(|| unknown("no such host".into()))?;
     let peer = endpoint.connect(address, &Name::head()).await?;
-    let facts = AgentFacts { pid: std::process::id(), memory_bytes: crate::memory::of_host(), running, spec };
+    let facts = AgentFacts {
+        pid: std::process::id(),
+        memory_bytes: crate::memory::of_host(),
+        cores: processors.cores,
+        core_flops: processors.core_flops,
+        running,
+        spec,
+    };
     let (bus, link, spec) = bus::greet(peer, args.name.as_str(), incarnation, wire::encode(&facts)?).await?;
     let term = bus.head_incarnation();
     Ok((bus, link, wire::decode(&spec)?, term))

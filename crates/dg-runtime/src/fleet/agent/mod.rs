@@ -5,6 +5,7 @@ mod actor;
 mod dial;
 mod log;
 mod ranks;
+mod speed;
 
 use super::OpenModel;
 use dg_core::ExitCode;

@@ -101,9 +101,23 @@ impl Node {
             kind: self.kind,
             slots: self.spec.slots,
             memory_bytes: self.memory.unwrap_or(if share > 0 { share } else { u64::MAX }),
+            flops: self.rank_flops() as u64,
             models: models.collect(),
             running: facts.running.clone(),
         })
+    }
+
+    /// Operations per second that each of its ranks reaches; 0 before it has told.
+    pub(super) fn rank_flops(&self) -> f64 {
+        let Some(facts) = self.facts.as_ref() else { return 0.0 };
+        if self.kind == placement::Kind::Cuda {
+            return dg_plan::machine::device(&self.device).map_or(0.0, |device| device.flops);
+        }
+        let share = f64::from(facts.cores) / f64::from(self.spec.slots.max(1));
+        // Threads that share a core are no faster than one.
+        let flops =
+            facts.core_flops * self.spec.threads.map_or(share, |threads| share.min(f64::from(threads)));
+        if flops.is_finite() { flops.clamp(0.0, FLOPS_MAX) } else { 0.0 }
     }
 
     /// An event about it.
@@ -129,4 +143,6 @@ fn lease(file: &ClusterFile) -> WireLease {
     }
 }
 
+/// No rank is faster.
+const FLOPS_MAX: f64 = 1e18;
 const LOOPBACK: &str = "127.0.0.1";

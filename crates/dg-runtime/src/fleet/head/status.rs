@@ -55,6 +55,10 @@ pub struct NodeStatus {
     pub device: String,
     /// Bytes of memory of its host.
     pub memory: u64,
+    /// Processors of its host that it may use.
+    pub cores: u32,
+    /// Operations per second that each of its ranks is taken to reach; 0 if it is not there.
+    pub rank_flops: f64,
 }
 
 /// A rank.
@@ -153,6 +157,8 @@ impl State {
             ranks: node.spec.slots,
             device: node.device.clone(),
             memory: facts.map_or(0, |facts| facts.memory_bytes),
+            cores: facts.map_or(0, |facts| facts.cores),
+            rank_flops: if facts.is_some() { node.rank_flops() } else { 0.0 },
         }
     }
 

@@ -12,6 +12,19 @@ pub struct Supply {
     pub ranks: usize,
     /// Bytes that each may use.
     pub memory_bytes: u64,
+    /// Operations per second that each reaches; 0 if that is not known.
+    pub flops: u64,
+}
+
+impl Supply {
+    /// The machine of the cluster's file, with the speed that nodes have told.
+    fn machine(self, of_file: &Machine) -> Machine {
+        let mut machine = of_file.clone();
+        if self.flops > 0 {
+            machine.device.flops = self.flops as f64;
+        }
+        machine
+    }
 }
 
 /// How a job is laid out.
@@ -44,13 +57,14 @@ impl Planner for SearchPlanner {
     fn choose(&self, spec: &JobSpec, supply: Supply) -> Option<Choice> {
         let work = spec.work.as_deref()?;
         let bounds = Bounds { pipeline: self.pipeline, memory_bytes: Some(supply.memory_bytes) };
+        let machine = supply.machine(&self.machine);
         let most = supply.ranks.min(spec.ranks_max);
         let least = spec.ranks_min.max(1);
         // Numbers with few divisors may be slower than the one below: a few are looked at, then halves.
         let near = (least..=most).rev().take(NEAR_MAX);
         let halves = std::iter::successors(Some(most / 2), |n| Some(n / 2)).take_while(|n| *n >= least);
         let found = near.chain(halves).filter_map(|ranks| {
-            let mut found = search(work, ranks as u64, &self.machine, &bounds);
+            let mut found = search(work, ranks as u64, &machine, &bounds);
             let best = found.candidates.swap_remove(found.chosen?);
             let run = Duration::try_from_secs_f64(best.time.run_s).ok()?;
             Some(Choice { layout: best.layout, run, memory_bytes: best.memory })
@@ -68,11 +82,12 @@ pub struct AskPlanner {
 }
 
 impl AskPlanner {
-    fn choice(&self, spec: &JobSpec, ask: &Ask, memory_bytes: u64) -> Option<(Choice, Plan)> {
+    fn choice(&self, spec: &JobSpec, ask: &Ask, supply: Supply) -> Option<(Choice, Plan)> {
         let work = spec.work.as_deref()?;
-        let ask = Ask { num_gpus: None, memory_bytes: Some(memory_bytes), ..ask.clone() };
+        let ask = Ask { num_gpus: None, memory_bytes: Some(supply.memory_bytes), ..ask.clone() };
         let plan = Plan::new(work, &ask).ok()?;
-        let run = Duration::try_from_secs_f64(plan.predict(&self.machine).run_s).unwrap_or(Duration::MAX);
+        let run = Duration::try_from_secs_f64(plan.predict(&supply.machine(&self.machine)).run_s)
+            .unwrap_or(Duration::MAX);
         let choice = Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.total() };
         Some((choice, plan))
     }
@@ -83,11 +98,11 @@ impl Planner for AskPlanner {
         let (work, ask) = (spec.work.as_deref()?, spec.ask.as_deref()?);
         let wanted = usize::try_from(ask.layout.ranks()).ok()?;
         if supply.ranks >= wanted
-            && let Some((choice, _)) = self.choice(spec, ask, supply.memory_bytes)
+            && let Some((choice, _)) = self.choice(spec, ask, supply)
         {
             return Some(choice);
         }
-        let (_, asked) = self.choice(spec, ask, u64::MAX)?;
+        let (_, asked) = self.choice(spec, ask, Supply { memory_bytes: u64::MAX, ..supply })?;
         let is_stale = asked.passes == Passes::Patches;
         let ask = match is_stale {
             true => {
@@ -105,7 +120,7 @@ impl Planner for AskPlanner {
         let layouts = counts.flat_map(|ranks| valid_layouts(work, ranks as u64)).filter(|l| l.dp == 1);
         let found = layouts.filter_map(|layout| {
             let ask = Ask { layout, ..ask.clone() };
-            let (choice, plan) = self.choice(spec, &ask, supply.memory_bytes)?;
+            let (choice, plan) = self.choice(spec, &ask, supply)?;
             keeps(&plan).then_some(choice)
         });
         found.min_by_key(|choice| (choice.run, choice.layout.ranks()))
@@ -140,7 +155,8 @@ mod tests {
             work: Some(Arc::new(Work::one(known::flux_dev(), size))),
             ask: None,
         };
-        let choose = |ranks, gib: u64| planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30 });
+        let choose =
+            |ranks, gib: u64| planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30, flops: 0 });
         let (eight, seven) = (choose(8, 80).unwrap(), choose(7, 80).unwrap());
         assert!(eight.layout.ranks() == 8 && seven.layout.ranks() < 8 && eight.run < seven.run);
         assert_eq!(choose(8, 1), None);
@@ -163,7 +179,7 @@ mod tests {
 
     fn on(spec: &JobSpec, ranks: usize) -> Option<Layout> {
         let machine = Machine::new(machine::device("h100").unwrap(), Links::parse("nvlink:8").unwrap());
-        let choice = AskPlanner { machine }.choose(spec, Supply { ranks, memory_bytes: 80 << 30 });
+        let choice = AskPlanner { machine }.choose(spec, Supply { ranks, memory_bytes: 80 << 30, flops: 0 });
         choice.map(|choice| choice.layout)
     }
 

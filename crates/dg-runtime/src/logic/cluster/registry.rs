@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 mod processes;
+mod tiers;
+
+pub use tiers::Tier;
 
 /// What a node says of itself when it joins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct Facts {
     pub slots: u16,
     /// Bytes that each may use.
     pub memory_bytes: u64,
+    /// Operations per second that each reaches; 0 if that is not known.
+    pub flops: u64,
     /// Models that it has.
     pub models: Vec<ModelHash>,
     /// Processes that run already.
@@ -145,6 +150,8 @@ pub struct Registry {
     nodes: BTreeMap<NodeId, Node>,
     free: Free,
     capacity: BTreeMap<Kind, usize>,
+    /// Nodes that are in, by what they compute with.
+    tiers: BTreeMap<Kind, Vec<Tier>>,
     /// Nodes that are in, and how many of them have each model.
     up: usize,
     models: HashMap<ModelHash, usize>,
@@ -160,6 +167,7 @@ impl Registry {
             nodes: BTreeMap::new(),
             free: Free::default(),
             capacity: BTreeMap::new(),
+            tiers: BTreeMap::new(),
             up: 0,
             models: HashMap::new(),
             timers: Timers::default(),
@@ -208,6 +216,11 @@ impl Registry {
     /// Ranks of nodes that are in and take work, whatever they do now.
     pub fn capacity(&self, kind: Kind) -> usize {
         self.capacity.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// Sets of nodes that are worth a look when a job is placed: from the fastest alone to all of them.
+    pub fn tiers(&self, kind: Kind) -> &[Tier] {
+        self.tiers.get(&kind).map_or(&[], Vec::as_slice)
     }
 
     /// A node that is in and does not have the model.

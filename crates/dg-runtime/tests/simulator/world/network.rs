@@ -91,6 +91,7 @@ impl World {
                 kind: Kind::Cpu,
                 slots: agent.ranks.len() as u16,
                 memory_bytes: 10_000,
+                flops: 0,
                 models: vec![ModelHash(1)],
                 running: agent.running(),
             };

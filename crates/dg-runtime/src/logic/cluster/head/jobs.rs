@@ -5,7 +5,7 @@ use crate::logic::cluster::epoch::{State, Team};
 use crate::logic::cluster::job::{self, Event, Loss, Prices};
 use crate::logic::cluster::placement::Kind;
 use crate::logic::cluster::planner::{Choice, Supply};
-use crate::logic::cluster::registry::{self, Registry};
+use crate::logic::cluster::registry::{self, Registry, Tier};
 use crate::logic::cluster::{NodeId, queue};
 
 impl<P: Planner> Head<P> {
@@ -118,9 +118,25 @@ impl<P: Planner> Head<P> {
         }
     }
 
+    /// The layout that the job asks for if there is a tier of nodes with ranks enough for it, else the fastest; of
+    /// several tiers the first that is as fast.
     fn find(&self, spec: &JobSpec, limit: Option<u64>, kind: Kind) -> Option<(Choice, Vec<RankId>)> {
+        let tiers = self.registry.tiers(kind).iter();
+        let found = tiers.filter_map(|tier| self.find_in(*tier, spec, limit, kind));
+        let asked = spec.ask.as_ref().map(|ask| ask.layout);
+        found.min_by_key(|(choice, _)| (asked.is_some_and(|asked| asked != choice.layout), choice.run))
+    }
+
+    fn find_in(
+        &self,
+        tier: Tier,
+        spec: &JobSpec,
+        limit: Option<u64>,
+        kind: Kind,
+    ) -> Option<(Choice, Vec<RankId>)> {
         let has_model = |node: NodeId| {
-            self.registry.node(node).is_some_and(|node| node.facts.models.contains(&spec.model))
+            let node = self.registry.node(node);
+            node.is_some_and(|node| node.facts.models.contains(&spec.model) && tier.has(&node.facts))
         };
         let free = self.registry.free();
         let all = free.pick(kind, spec.ranks_max, 1, &has_model);
@@ -170,7 +186,12 @@ fn kind(registry: &Registry) -> Kind {
 fn supply(registry: &Registry, ranks: &[RankId], limit: Option<u64>) -> Supply {
     let memory = |rank: &RankId| registry.node(rank.node).map(|node| node.facts.memory_bytes);
     let memory = ranks.iter().filter_map(memory).min().unwrap_or(0);
-    Supply { ranks: ranks.len(), memory_bytes: limit.map_or(memory, |limit| limit.min(memory)) }
+    let flops = |rank: &RankId| registry.node(rank.node).map(|node| node.facts.flops);
+    Supply {
+        ranks: ranks.len(),
+        memory_bytes: limit.map_or(memory, |limit| limit.min(memory)),
+        flops: ranks.iter().filter_map(flops).min().unwrap_or(0),
+    }
 }
 
 /// The time until a job is done that has lost ranks, either way.

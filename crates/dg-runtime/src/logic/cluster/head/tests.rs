@@ -13,7 +13,7 @@ impl Planner for All {
         let ranks = supply.ranks.min(spec.ranks_max);
         let memory_bytes = 900 / ranks.max(1) as u64;
         let layout = Layout { ulysses: ranks as u32, ..Layout::SERIAL };
-        let run = Duration::from_secs(60) / ranks.max(1) as u32;
+        let run = Duration::from_secs(60) / ranks.max(1) as u32 / supply.flops.max(1) as u32;
         let fits = ranks >= spec.ranks_min && memory_bytes <= supply.memory_bytes;
         fits.then_some(Choice { layout, run, memory_bytes })
     }
@@ -66,13 +66,17 @@ impl Tested {
     }
 
     fn submit(&mut self, job: u64, ranks_min: usize, model: u64) {
+        self.submit_for(job, (ranks_min, 4), model);
+    }
+
+    fn submit_for(&mut self, job: u64, (ranks_min, ranks_max): (usize, usize), model: u64) {
         let spec = JobSpec {
             client: ClientId(0),
             priority: 0,
             model: ModelHash(model),
             steps: 20,
             ranks_min,
-            ranks_max: 4,
+            ranks_max,
             work: None,
             ask: None,
         };
@@ -93,9 +97,37 @@ fn facts(node: u32, incarnation: u64) -> Facts {
         kind: Kind::Cuda,
         slots: 2,
         memory_bytes: 1000,
+        flops: 0,
         models: vec![ModelHash(1)],
         running: Vec::new(),
     }
+}
+
+/// The nodes that two of two ranks each give to a job of up to `ranks_max` ranks, for their speed and memory.
+fn nodes_for(ranks_max: usize, nodes: [(u64, u64); 2]) -> Vec<u32> {
+    let mut tested = Tested::new(0);
+    for (node, (flops, memory_bytes)) in (0..).zip(nodes) {
+        let facts = Facts { flops, memory_bytes, ..facts(node, 1) };
+        tested.tell(Event::Hello(NodeId(node), facts));
+    }
+    tested.submit_for(1, (1, ranks_max), 1);
+    tested.ranks(1).iter().map(|rank| rank.node.0).collect()
+}
+
+#[test]
+fn slow_nodes_are_left_out_where_they_would_hold_up_the_others() {
+    assert_eq!(nodes_for(4, [(1, 1000), (4, 1000)]), [1, 1]);
+    assert_eq!(nodes_for(4, [(3, 1000), (2, 1000)]), [0, 0, 1, 1]);
+    assert_eq!(nodes_for(1, [(1, 1000), (4, 1000)]), [1]);
+    assert_eq!(nodes_for(4, [(0, 1000), (4, 1000)]), [1, 1], "not known counts as slow");
+}
+
+#[test]
+fn a_job_that_fits_on_large_nodes_only_gets_these() {
+    assert_eq!(nodes_for(2, [(1, 300), (1, 1000)]), [1, 1]);
+    assert_eq!(nodes_for(2, [(1, 1000), (1, 300)]), [0, 0]);
+    assert_eq!(nodes_for(4, [(1, 300), (1, 1000)]), [0, 0, 1, 1], "shared out it fits everywhere");
+    assert_eq!(nodes_for(1, [(4, 300), (1, 1000)]), [1], "the fast one is too small");
 }
 
 #[test]

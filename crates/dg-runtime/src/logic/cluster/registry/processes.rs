@@ -31,7 +31,9 @@ impl Registry {
         for model in &facts.models {
             *self.models.entry(*model).or_default() += 1;
         }
+        let kind = facts.kind;
         (node.is_up, node.facts) = (true, facts);
+        self.sort(kind);
         self.count(id, true);
         for slot in 0..self.nodes.get(&id).map_or(0, |node| node.facts.slots) {
             let rank = RankId { node: id, slot };
@@ -68,6 +70,8 @@ impl Registry {
         }
         if let Some(node) = self.nodes.get_mut(&id) {
             node.is_up = false;
+            let kind = node.facts.kind;
+            self.sort(kind);
         }
         actions
     }

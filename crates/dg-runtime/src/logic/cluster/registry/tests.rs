@@ -14,6 +14,7 @@ fn facts(running: Vec<(u16, Stamp)>) -> Facts {
         kind: Kind::Cuda,
         slots: 1,
         memory_bytes: 1 << 30,
+        flops: 0,
         models: vec![ModelHash(1)],
         running,
     }
