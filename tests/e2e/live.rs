@@ -153,7 +153,7 @@ fn pages(live: &Live) {
     };
     let status = live.ok(&["status"]);
     assert!(status.contains("0 jobs waiting, 0 jobs running"), "{status}");
-    has_row(&status, "node state agent ranks device memory");
+    has_row(&status, "node state agent ranks device speed memory");
     has_row(&status, "rank node pid state job step device memory");
     let jobs = live.ok(&["jobs"]);
     has_row(&jobs, "job client priority state step attempts ranks layout seconds prompt");
