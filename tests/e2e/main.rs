@@ -5,6 +5,7 @@ mod certs;
 mod cluster;
 mod config;
 mod deploy;
+mod gpu;
 mod hub;
 mod live;
 mod output;

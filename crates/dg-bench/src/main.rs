@@ -2,6 +2,7 @@
 //! diffusers on the same weights and shapes, interleaved, and prints the ratios.
 //!
 //! # Layout
+//! - [`gpu`]: what `tests/gpu/run.sh` tries a machine with GPUs with
 //! - [`make`]: a model folder of a given size with random weights
 //! - [`measure`]: wall and CPU seconds of repeated runs
 //! - [`parallel`]: layouts of several ranks against one rank
@@ -9,6 +10,7 @@
 //! - [`whole`]: the program, from exec to the picture
 #![forbid(unsafe_code)]
 
+mod gpu;
 mod make;
 mod measure;
 mod parallel;
@@ -94,6 +96,8 @@ enum Command {
         #[arg(long, default_value_t = 512)]
         text_tokens: u32,
     },
+    /// Tries a machine with NVIDIA GPUs; `tests/gpu/run.sh` runs all parts
+    Gpu(gpu::Gpu),
     /// The whole program, cold: `diffgentor t2i` with the arguments after `--`
     E2e {
         /// The `diffgentor` program
@@ -135,6 +139,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // as the program does
     dg_map::keep_large_blocks();
+    if let Command::Gpu(gpu) = cli.command {
+        return gpu::run(gpu, cli.json);
+    }
     match run(cli.command) {
         Ok(report) => {
             println!("{}", if cli.json { report.to_string() } else { measure::line(&report) });
@@ -158,6 +165,7 @@ fn run(command: Command) -> Result<serde_json::Value, Failure> {
             parts::attention(&run, heads, head_dim, tokens)
         }
         Command::Parallel { run, side, text_tokens } => parallel::layouts(&run, side, text_tokens),
+        Command::Gpu(_) => Err("it is run elsewhere".into()),
         Command::E2e { program, run, arguments } => whole::e2e(&program, &run, &arguments),
     }
 }

@@ -138,6 +138,7 @@ pub(crate) fn all(folder: &Path, preset: Preset) -> Result<Value, Failure> {
 }
 
 /// Those of the demo model, so that `diffgentor t2i` can draw with the folder.
+#[cfg(feature = "demo")]
 fn tokenizers(folder: &Path) -> Result<(), Failure> {
     for file in dg_demo::files().iter().filter(|f| f.path.starts_with("tokenizer")) {
         let to = folder.join(file.path);
@@ -145,6 +146,11 @@ fn tokenizers(folder: &Path) -> Result<(), Failure> {
         fs::write(to, file.bytes)?;
     }
     Ok(())
+}
+
+#[cfg(not(feature = "demo"))]
+fn tokenizers(_: &Path) -> Result<(), Failure> {
+    Err("this build has no demo model, whose tokenizers a folder gets; hint: build it with the feature `demo`".into())
 }
 
 fn scheduler_and_index(folder: &Path) -> Result<(), Failure> {

@@ -122,7 +122,7 @@ pub(crate) fn cpu_name() -> String {
     format!("{} family {} model {}, {wide}", field("model name"), field("cpu family"), field("model\t"))
 }
 
-fn peak_rss() -> u64 {
+pub(crate) fn peak_rss() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024

@@ -2,9 +2,10 @@
 
 mod support;
 
-use dg_comm::conformance::{CHECKS, OnDevice, Ranks, Suite};
+use dg_comm::conformance::{CHECKS, OnDevice, Ranks, Suite, ranks_needed};
 use dg_comm::{Communicator, Delayed, HostStaged, InProcess, Options, Recording, Trace};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use support::FakeGpu;
 
@@ -53,4 +54,18 @@ fn a_device_over_threads_passes() {
     let staged = |comm| OnDevice::new(HostStaged::new(comm, Arc::new(FakeGpu)), Arc::new(FakeGpu));
     let make = move |size| share(InProcess::group(size).into_iter().map(staged));
     Suite::new(make).seed(80_000).schedules(60).run().unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn every_check_says_how_many_ranks_it_needs() {
+    for (check, _) in CHECKS {
+        let most = Arc::new(AtomicUsize::new(0));
+        let seen = most.clone();
+        let make = move |size| {
+            seen.fetch_max(size, Ordering::Relaxed);
+            share(InProcess::group(size))
+        };
+        Suite::new(make).schedules(200).only(check).run().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(most.load(Ordering::Relaxed), ranks_needed(check), "{check}");
+    }
 }

@@ -4,7 +4,7 @@
 //! weights of a float32 run stay as they are and are widened layer by layer by `dg-kernels`.
 
 use crate::{ModelError, ModelSource};
-use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData, bf16, f16};
+use burn::tensor::{AllocationProperty, DType, Device, Distribution, Tensor, TensorData, bf16, f16};
 use bytes::Bytes;
 use dg_kernels::{Activation, Precision, SharedLayer};
 use dg_map::MappedFile;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// Most weight files of one component.
 const SHARDS_MAX: usize = 512;
+/// Standard deviation of random weights.
+const RANDOM_DEVIATION: f64 = 0.02;
 
 /// The tensors of one component: name → place in a mapped file.
 pub struct WeightFiles {
@@ -149,7 +151,15 @@ impl WeightFiles {
 
     /// A loader that gives the tensors for computing with `precision` on `device`.
     pub fn loader(&self, device: &Device, precision: Precision) -> Loader<'_> {
-        Loader { files: self, device: device.clone(), precision, used: RefCell::default() }
+        Loader { files: Some(self), device: device.clone(), precision, used: RefCell::default() }
+    }
+}
+
+impl Loader<'static> {
+    /// A loader that has every tensor: random weights (normal, deviation 0.02), made on the device, zero biases, and ones
+    /// for norms. For measurements of shapes whose files are not at hand.
+    pub fn random(device: &Device, precision: Precision) -> Self {
+        Self { files: None, device: device.clone(), precision, used: RefCell::default() }
     }
 }
 
@@ -170,7 +180,8 @@ fn shard_names(index: &str, map: &BTreeMap<String, String>) -> Result<BTreeSet<S
 
 /// Hands out tensors and remembers which were asked for.
 pub struct Loader<'a> {
-    files: &'a WeightFiles,
+    /// Without files, weights are random.
+    files: Option<&'a WeightFiles>,
     device: Device,
     precision: Precision,
     used: RefCell<BTreeSet<String>>,
@@ -179,7 +190,7 @@ pub struct Loader<'a> {
 impl Loader<'_> {
     /// Whether a tensor of that name exists.
     pub fn has(&self, name: &str) -> bool {
-        self.files.tensors.contains_key(name)
+        self.files.is_none_or(|files| files.tensors.contains_key(name))
     }
 
     /// The device that tensors are made on.
@@ -190,7 +201,12 @@ impl Loader<'_> {
     /// A weight in the file's own format and layout, zero-copy; in a bf16 run f32 and f16 weights
     /// are converted once.
     pub fn weight<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>, ModelError> {
-        let entry = self.entry(name, &shape)?;
+        let Some(files) = self.files else {
+            let dtype = if self.precision == Precision::Bf16 { DType::BF16 } else { DType::F32 };
+            let normal = Distribution::Normal(0.0, RANDOM_DEVIATION);
+            return Ok(Tensor::random(shape, normal, (&self.device, dtype)));
+        };
+        let entry = self.entry(files, name, &shape)?;
         let (data, dtype) = match (entry.dtype, self.precision) {
             (Dtype::BF16, _) => (entry.data(&shape, DType::BF16), DType::BF16),
             (_, Precision::Bf16) => {
@@ -206,15 +222,20 @@ impl Loader<'_> {
     /// The pages of a weight that is used as it lies in a mapped file; `None` for bytes of the
     /// program and for a weight that is not there.
     pub fn pages(&self, name: &str) -> Option<Pages> {
-        let entry = self.files.tensors.get(name)?;
-        let file = self.files.files.iter().find(|f| f.name == entry.file)?;
+        let files = self.files?;
+        let entry = files.tensors.get(name)?;
+        let file = files.files.iter().find(|f| f.name == entry.file)?;
         let start = entry.bytes.as_ptr().addr() - file.bytes.as_ptr().addr();
         Some(Pages { map: file.map.clone()?, range: start..start + entry.bytes.len() })
     }
 
     /// A bias or a norm's weight: in f32, of values of the run's precision.
     pub fn vector(&self, name: &str, len: usize) -> Result<Tensor<1>, ModelError> {
-        let entry = self.entry(name, &[len])?;
+        let Some(files) = self.files else {
+            let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+            return Ok(Tensor::full([len], value, (&self.device, DType::F32)));
+        };
+        let entry = self.entry(files, name, &[len])?;
         let values: Vec<f32> = match self.precision {
             Precision::F32 => entry.values().collect(),
             Precision::Bf16 => entry.values().map(|x| bf16::from_f32(x).to_f32()).collect(),
@@ -242,7 +263,8 @@ impl Loader<'_> {
     /// Bytes in the files of the tensors that were asked for.
     pub fn used_bytes(&self) -> u64 {
         let used = self.used.borrow();
-        used.iter().filter_map(|name| self.files.tensors.get(name)).map(|e| e.bytes.len() as u64).sum()
+        let entry = |name: &String| self.files?.tensors.get(name);
+        used.iter().filter_map(entry).map(|e| e.bytes.len() as u64).sum()
     }
 
     /// The pages of the weights that were asked for and are used as they lie in mapped files.
@@ -254,14 +276,19 @@ impl Loader<'_> {
     pub fn unused(&self, known: &[&str]) -> Vec<String> {
         let used = self.used.borrow();
         let unknown = |n: &&String| !used.contains(*n) && !known.iter().any(|k| n.starts_with(k));
-        self.files.tensors.keys().filter(unknown).cloned().collect()
+        self.files.map_or_else(Vec::new, |files| files.tensors.keys().filter(unknown).cloned().collect())
     }
 
-    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, ModelError> {
-        let Some(entry) = self.files.tensors.get(name) else {
-            let file = match self.files.files.as_slice() {
+    fn entry<'f>(
+        &self,
+        files: &'f WeightFiles,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<&'f Entry, ModelError> {
+        let Some(entry) = files.tensors.get(name) else {
+            let file = match files.files.as_slice() {
                 [one] => one.name.to_string(),
-                _ => format!("{}/*.safetensors", self.files.component),
+                _ => format!("{}/*.safetensors", files.component),
             };
             return Err(ModelError::MissingTensor { file, tensor: name.into() });
         };

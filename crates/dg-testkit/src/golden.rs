@@ -36,8 +36,13 @@ impl Golden {
     /// The tensors of `golden/<case>.safetensors`. Panics with the file's name if it cannot be read.
     pub fn load(case: &str) -> Self {
         let path = crate::data_dir().join("golden").join(format!("{case}.safetensors"));
-        let tensors = read_tensors(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Self { case: case.to_owned(), tensors }
+        Self::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// The tensors of a file.
+    pub fn read(path: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let case = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { case, tensors: read_tensors(path)? })
     }
 
     /// A tensor by name. Panics with the names that there are if it is missing.
@@ -80,7 +85,9 @@ impl GoldenTensor {
     }
 }
 
-fn read_tensors(path: &Path) -> Result<BTreeMap<String, GoldenTensor>, Box<dyn std::error::Error>> {
+fn read_tensors(
+    path: &Path,
+) -> Result<BTreeMap<String, GoldenTensor>, Box<dyn std::error::Error + Send + Sync>> {
     let bytes = std::fs::read(path)?;
     let (_, header) = SafeTensors::read_metadata(&bytes)?;
     let notes = header.metadata().clone().unwrap_or_default();

@@ -39,6 +39,12 @@ pub fn cluster_bin() -> &'static Path {
     PROGRAM.get_or_init(|| built("dg-cluster"))
 }
 
+/// The `dg-bench` program, likewise.
+pub fn bench_bin() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| built("dg-bench"))
+}
+
 fn built(name: &str) -> PathBuf {
     let profile_dir = profile_dir();
     build(&profile_dir, name);

@@ -172,6 +172,22 @@ pub const CHECKS: [(&str, Check); 19] = [
     ("schedules", schedule::schedules),
 ];
 
+/// The most ranks that a check of [`CHECKS`] makes at once: machines with fewer devices leave it out.
+pub fn ranks_needed(check: &str) -> usize {
+    match check {
+        "one_rank" => 1,
+        "tags_in_any_order" | "slow_receiver" | "handles" | "wrong_messages" | "wrong_arguments" => 2,
+        "late_messages" | "finished_rank" => 2,
+        "self_sends" | "deadlines" | "abort" | "finish_while_waiting" => 3,
+        "same_bits_in_rank_order" | "barrier" | "concurrent_groups" | "dead_rank" => 4,
+        "uneven_sizes" | "counters" => 5,
+        _ => RANKS_MAX,
+    }
+}
+
+/// No check makes more ranks.
+const RANKS_MAX: usize = 6;
+
 fn seeded(suite: &Suite, check: fn(&Suite) -> Outcome) -> Result<(), (u64, harness::Fault)> {
     check(suite).map_err(|fault| (suite.seed, fault))
 }

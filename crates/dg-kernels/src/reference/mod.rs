@@ -10,6 +10,7 @@ pub use attention::{attention, attention_segments, attention_with_bias, merge_pa
 pub use spatial::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_norm};
 
 use crate::{Activation, Precision, SharedLayer};
+use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Int, Tensor, activation};
 
 /// See [`crate::round`].
@@ -31,18 +32,38 @@ pub fn linear<const D: usize>(
     let mut dims = x.dims();
     let [n, k] = w.dims();
     let (kind, m) = (x.dtype(), dims[..D - 1].iter().product::<usize>());
-    let rows = padded_rows(m, n, k);
-    let mut x = x.reshape([m, k]);
-    if rows > m {
-        let padding = Tensor::zeros([rows - m, k], (&x.device(), kind));
-        x = Tensor::cat(vec![x, padding], 0);
-    }
-    let mut y = x.matmul(cast(w, kind).transpose()).narrow(0, 0, m);
+    let x = x.reshape([m, k]);
+    let mut y = if is_flex(&x) { product(x, cast(w, kind)) } else { product_on_device(x, w, p) };
     if let Some(bias) = bias {
         y = y + cast(bias, kind).unsqueeze::<2>();
     }
     dims[D - 1] = n;
     round(y, p).reshape(dims)
+}
+
+/// `x · wᵀ` by burn-flex, with as many rows as it takes.
+fn product(mut x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
+    let ([m, k], n) = (x.dims(), w.dims()[0]);
+    let rows = padded_rows(m, n, k);
+    if rows > m {
+        let padding = Tensor::zeros([rows - m, k], (&x.device(), x.dtype()));
+        x = Tensor::cat(vec![x, padding], 0);
+    }
+    x.matmul(w.transpose()).narrow(0, 0, m)
+}
+
+/// `x · wᵀ` in the format of `x`. In a bfloat16 run both sides are bfloat16, which tensor cores multiply into f32 sums;
+/// the result is rounded to bfloat16 before a bias is added, and again after.
+fn product_on_device(x: Tensor<2>, w: &Tensor<2>, p: Precision) -> Tensor<2> {
+    let kind = x.dtype();
+    match p {
+        Precision::Bf16 => x.cast(DType::BF16).matmul(cast(w, DType::BF16).transpose()).cast(kind),
+        Precision::F32 => x.matmul(cast(w, kind).transpose()),
+    }
+}
+
+fn is_flex<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// The rows to compute so that a row's bits do not depend on their number.
