@@ -47,7 +47,7 @@ fn a_package_runs_where_there_is_nothing_else() {
         part["rows"].as_array().unwrap().clone()
     };
     let good = |name: &str| rows(name).iter().filter(|row| row["state"] == "good").count();
-    assert_eq!((good("golden"), good("kernels"), good("conformance"), good("ranks")), (2, 30, 19, 4));
+    assert_eq!((good("golden"), good("kernels"), good("conformance"), good("ranks")), (2, 32, 19, 4));
     let step = rows("denoise").iter().find(|row| row["name"] == "step").cloned().expect("a step");
     assert!(step["numbers"]["ms_per_step"].as_f64().unwrap() > 0.0, "{step}");
     assert!(text(&ran).contains("6 of 6 parts are good"), "{}", text(&ran));

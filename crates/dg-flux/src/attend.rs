@@ -62,6 +62,6 @@ impl Attend for Serial {
         p: Precision,
     ) -> Result<Vec<Tensor<4>>, PassError> {
         let (q, (k, v)) = parts.into_iter().map(|part| (part.q, (part.k, part.v))).unzip();
-        Ok(dg_kernels::attention_segments(q, k, v, scale, p).into_iter().map(|(out, _)| out).collect())
+        Ok(dg_kernels::attention_outputs(q, k, v, scale, p))
     }
 }

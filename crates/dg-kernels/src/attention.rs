@@ -67,6 +67,27 @@ pub fn attention_segments(
     tensors.collect()
 }
 
+/// The outputs of [`attention_segments`] alone: the same bits on a CPU. On a device, in a bfloat16 run with `scale`
+/// 1/√d, they come from burn's fused attention, which keeps no scores and tells no logarithms.
+///
+/// # Panics
+/// As [`attention_segments`].
+pub fn attention_outputs(
+    q: Vec<Tensor<4>>,
+    k: Vec<Tensor<4>>,
+    v: Vec<Tensor<4>>,
+    scale: f32,
+    p: Precision,
+) -> Vec<Tensor<4>> {
+    let first = k.first().map(Tensor::dims);
+    let is_usual = |d: usize| (scale * (d as f32).sqrt() - 1.0).abs() < 1e-3;
+    let fits = p == Precision::Bf16 && first.is_some_and(|[_, _, _, d]| is_usual(d));
+    if fits && q.iter().chain(&k).all(|t| !reference::is_flex(t)) {
+        return reference::fused_attention(q, k, v);
+    }
+    attention_segments(q, k, v, scale, p).into_iter().map(|(out, _)| out).collect()
+}
+
 /// Merges two results of [`attention()`] over disjoint keys, in f32 (round the last one with
 /// [`crate::round`]). Works in the memory of `a` if nobody else holds it.
 pub fn merge_partials(a: (Tensor<4>, Tensor<3>), b: (Tensor<4>, Tensor<3>)) -> (Tensor<4>, Tensor<3>) {

@@ -55,7 +55,7 @@ mod scratch;
 mod simd;
 mod tokens;
 
-pub use attention::{attention, attention_segments, attention_with_bias, merge_partials};
+pub use attention::{attention, attention_outputs, attention_segments, attention_with_bias, merge_partials};
 pub use conv::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled};
 pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
 pub use group_norm::group_norm;

@@ -44,7 +44,7 @@ macro_rules! op {
 type Case = (&'static str, fn(&On<'_>) -> Vec<f32>);
 
 /// At widths of FLUX.1, with few tokens.
-const CASES: [Case; 15] = [
+const CASES: [Case; 16] = [
     ("linear 3072 to 3072", |on| linear(on, 77, 3072, 3072)),
     ("linear of one row", |on| linear(on, 1, 3072, 1536)),
     ("linear and GELU", |on| {
@@ -89,6 +89,16 @@ const CASES: [Case; 15] = [
     }),
     ("attention", |on| to_vec(attention(on, 300, 520).0)),
     ("attention's logarithms", |on| to_vec(attention(on, 300, 520).1)),
+    ("attention's outputs alone", |on| {
+        let of = |seed, tokens| on.values(seed, [1, tokens, 4, 128]);
+        let (q, k, v) =
+            (vec![of(1, 70), of(2, 300)], vec![of(3, 70), of(4, 450)], vec![of(5, 70), of(6, 450)]);
+        let out = match (on.is_plain, on.precision) {
+            (true, Precision::Bf16) => reference::fused_attention(q, k, v),
+            _ => dg_kernels::attention_outputs(q, k, v, 128f32.powf(-0.5), on.precision),
+        };
+        out.into_iter().flat_map(to_vec).collect()
+    }),
     ("merged halves of attention", |on| {
         let of = |seed, tokens| on.values(seed, [1, tokens, 4, 128]);
         let q = of(1, 130);

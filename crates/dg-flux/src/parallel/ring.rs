@@ -74,7 +74,7 @@ impl Ring {
             let (k, v) = first.into_iter().unzip();
             return Ok(match queries.is_empty() {
                 true => Vec::new(),
-                false => outputs(kernels::attention_segments(queries, k, v, scale, precision)),
+                false => kernels::attention_outputs(queries, k, v, scale, precision),
             });
         }
         let mut message = self.own(own, round)?;

@@ -2,7 +2,8 @@
 
 use super::{cast, round};
 use crate::Precision;
-use burn::tensor::{DType, Tensor, activation};
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{DType, Tensor, activation, module};
 
 /// See [`crate::attention()`].
 pub fn attention(
@@ -46,6 +47,36 @@ pub fn attention_segments(
 ) -> Vec<(Tensor<4>, Tensor<3>)> {
     let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
     q.into_iter().map(|q| attention(q, k.clone(), v.clone(), scale, p)).collect()
+}
+
+/// See [`crate::attention_outputs`]: by the attention of burn, whose scale is 1/√d. Everything is bfloat16; what burn's
+/// kernels do in between, f16 fragments of bfloat16 values for one, is theirs.
+pub fn fused_attention(q: Vec<Tensor<4>>, k: Vec<Tensor<4>>, v: Vec<Tensor<4>>) -> Vec<Tensor<4>> {
+    let lens: Vec<usize> = q.iter().map(|q| q.dims()[1]).collect();
+    let kind = q.first().map_or(DType::F32, Tensor::dtype);
+    let joined = |parts: Vec<Tensor<4>>| Tensor::cat(parts, 1).cast(DType::BF16).swap_dims(1, 2);
+    let (q, k, v) = (joined(q), joined(k), joined(v));
+    if q.dims()[2] == 0 || k.dims()[2] == 0 {
+        let out = Tensor::zeros(q.swap_dims(1, 2).dims(), (&v.device(), kind));
+        return split(&out, &lens);
+    }
+    let out = module::attention(q, k, v, None, None, AttentionModuleOptions::default());
+    split(&out.swap_dims(1, 2).cast(kind), &lens)
+}
+
+/// `x` `[b, Σ lens, h, d]` in runs of tokens.
+fn split(x: &Tensor<4>, lens: &[usize]) -> Vec<Tensor<4>> {
+    let mut start = 0;
+    let [b, _, h, d] = x.dims();
+    let run = |len: &usize| {
+        start += len;
+        match *len {
+            // burn cuts no empty runs
+            0 => Tensor::zeros([b, 0, h, d], (&x.device(), x.dtype())),
+            len => x.clone().narrow(1, start - len, len),
+        }
+    };
+    lens.iter().map(run).collect()
 }
 
 /// See [`crate::merge_partials`].

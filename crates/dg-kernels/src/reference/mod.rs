@@ -6,7 +6,7 @@
 mod attention;
 mod spatial;
 
-pub use attention::{attention, attention_segments, attention_with_bias, merge_partials};
+pub use attention::{attention, attention_segments, attention_with_bias, fused_attention, merge_partials};
 pub use spatial::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_norm};
 
 use crate::{Activation, Precision, SharedLayer};
@@ -62,7 +62,7 @@ fn product_on_device(x: Tensor<2>, w: &Tensor<2>, p: Precision) -> Tensor<2> {
     }
 }
 
-fn is_flex<const D: usize>(x: &Tensor<D>) -> bool {
+pub(crate) fn is_flex<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 

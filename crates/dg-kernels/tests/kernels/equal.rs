@@ -418,3 +418,27 @@ fn widening_is_exact() {
         assert_eq!(to_vec(y.transpose()), to_vec(w));
     }
 }
+
+/// Outputs alone have the bits of outputs with logarithms; burn's fused attention computes the same thing in bfloat16.
+#[test]
+fn outputs_alone_are_those_of_attention() {
+    for (queries, keys) in [(vec![5, 0, 33], vec![7, 40]), (vec![1], vec![300]), (vec![0], vec![3])] {
+        let of = |seed: u64, lens: &[usize]| -> Vec<Tensor<4>> {
+            let one = |(i, len): (usize, &usize)| input(seed + i as u64, [2, *len, 3, 64], Precision::Bf16);
+            lens.iter().enumerate().map(one).collect()
+        };
+        let (q, keys_of, v) = (of(1, &queries), of(10, &keys), of(20, &keys));
+        let p = Precision::Bf16;
+        let expected = k::attention_segments(q.clone(), keys_of.clone(), v.clone(), 0.125, p);
+        let outputs = k::attention_outputs(q.clone(), keys_of.clone(), v.clone(), 0.125, p);
+        let fused = r::fused_attention(q, keys_of, v);
+        assert_eq!((outputs.len(), fused.len()), (expected.len(), expected.len()));
+        for (((out, fused), (expected, _)), len) in outputs.into_iter().zip(fused).zip(expected).zip(&queries)
+        {
+            assert_eq!(out.dims(), [2, *len, 3, 64]);
+            assert_eq!(bits(out), bits(expected.clone()));
+            let worst = largest(&to_vec(fused), &to_vec(expected));
+            assert!(worst <= 2e-2, "{queries:?} {keys:?}: {worst}");
+        }
+    }
+}
