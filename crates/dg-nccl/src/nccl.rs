@@ -9,6 +9,7 @@ use dg_comm::{
     Block, BlockShape, Call, Class, CommError, Communicator, Counters, Deadline, Ledger, Op, Pending, Place,
     Receiving, Reduce, Result, Side, Tag,
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -294,10 +295,18 @@ impl Drop for Nccl {
         if is_over {
             let _ = thread.join();
         } else {
+            STUCK.store(true, Ordering::Relaxed);
             tracing::error!("NCCL does not give up its communicators; this process should end");
         }
     }
 }
+
+/// Whether NCCL did not give up the communicators of an earlier [`Nccl`] of this process, which should end then.
+pub fn is_stuck() -> bool {
+    STUCK.load(Ordering::Relaxed)
+}
+
+static STUCK: AtomicBool = AtomicBool::new(false);
 
 /// A receive that was posted.
 struct Posted {

@@ -42,7 +42,7 @@ impl Rank {
         let mut command = Command::new(program);
         command.args(arguments).stdin(other).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command.envs(&spec.env).process_group(0);
-        let gpu = gpu(spec, slot)?;
+        let gpu = gpu(spec.gpus.as_deref(), slot)?;
         if let Some(gpu) = gpu {
             command.env(VISIBLE_DEVICES, gpu.to_string()).env(DEVICE_ORDER.0, DEVICE_ORDER.1);
         }
@@ -84,8 +84,8 @@ impl Rank {
 }
 
 /// The GPU of a slot. One without would compute on that of another rank.
-fn gpu(spec: &NodeSpec, slot: u16) -> std::io::Result<Option<u32>> {
-    let Some(gpus) = &spec.gpus else { return Ok(None) };
+fn gpu(gpus: Option<&[u32]>, slot: u16) -> std::io::Result<Option<u32>> {
+    let Some(gpus) = gpus else { return Ok(None) };
     let gpu = gpus.get(usize::from(slot)).copied();
     let none = || std::io::Error::other(format!("the node has {} GPUs, none for slot {slot}", gpus.len()));
     gpu.map(Some).ok_or_else(none)
@@ -221,6 +221,13 @@ mod tests {
             let log = std::mem::take(&mut *log.lock().unwrap());
             (begin.elapsed(), log)
         })
+    }
+
+    #[test]
+    fn a_rank_has_the_gpu_of_its_slot_and_none_shares_one() {
+        let of = |gpus: Option<Vec<u32>>, slot| gpu(gpus.as_deref(), slot).map_err(|e| e.to_string());
+        assert_eq!((of(None, 3), of(Some(vec![2, 5]), 1)), (Ok(None), Ok(Some(5))));
+        assert_eq!(of(Some(vec![2, 5]), 2), Err("the node has 2 GPUs, none for slot 2".into()));
     }
 
     #[test]

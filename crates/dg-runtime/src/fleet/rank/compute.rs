@@ -128,6 +128,10 @@ impl Computer {
 
     /// Loads what this rank needs, unless the last job left it.
     fn prepare(&mut self, repo: &Arc<ModelRepo>, attempt: Attempt) -> Result<RankSay, Trouble> {
+        if dg_nccl::nccl::is_stuck() {
+            // The head has this process ended and another one started.
+            return Err(Trouble::DeviceLost);
+        }
         let key = attempt.engine_key();
         self.need = attempt.plan.memory(attempt.team.me).total();
         let device = match &mut self.device {
@@ -149,7 +153,10 @@ impl Computer {
             };
             let load = || Pipeline::load_rank(repo, options, &attempt.plan, attempt.team.me);
             let loaded = self.pool.install(load);
-            let loaded = loaded.map_err(|e| fault::trouble(device.kind, self.need, e.to_string()))?;
+            let loaded = loaded.map_err(|error| {
+                tracing::warn!(%error, "the model cannot be loaded");
+                fault::trouble(device.kind, self.need, error.to_string())
+            })?;
             self.engine = Some((key, loaded));
         }
         let mapped_bytes = self.engine.as_ref().map_or(0, |(_, engine)| engine.mapped_bytes());

@@ -47,14 +47,12 @@ impl Gpu {
         let own = self.nccl.as_ref().ok();
         let versions =
             dg_nccl::agree::versions(plane, own.map(Library::version), Deadline::after(AGREE_MAX))?;
-        let without: Vec<_> = (0..).zip(&versions).filter(|(_, version)| version.is_none()).collect();
-        if let Some((rank, _)) = without.first() {
-            match &self.nccl {
-                Err(error) => tracing::warn!("tensors go through the host, which is slow: {error}"),
-                Ok(_) => tracing::warn!(
-                    "tensors go through the host, which is slow: rank {rank} of the job has no NCCL"
-                ),
-            }
+        if let Some(rank) = versions.iter().position(Option::is_none) {
+            let why = match &self.nccl {
+                Err(error) => error.to_string(),
+                Ok(_) => format!("rank {rank} of the job has no NCCL"),
+            };
+            tracing::warn!("tensors go through the host, which is slow: {why}");
             return Ok(None);
         }
         let different: BTreeSet<_> = versions.iter().flatten().collect();
