@@ -11,7 +11,7 @@ use dg_net::plane::EpochKey;
 use dg_net::wire::{self, Message};
 use dg_runtime::fleet::client::{Ask, Tell};
 use dg_runtime::fleet::job::RankDone;
-use dg_runtime::fleet::protocol::{AgentFacts, Down, RankOrder, RankOut, RankSay, Up};
+use dg_runtime::fleet::protocol::{AgentFacts, Down, GpuUse, RankOrder, RankOut, RankSay, RankUse, Up};
 use dg_runtime::logic::cluster::Stamp;
 use std::time::{Duration, Instant};
 
@@ -43,8 +43,10 @@ fn all() -> Vec<Target> {
         bytes(&RankOut::Said(STAMP, RankSay::Event("{}".into()))),
         bytes(&Tell::Failed { message: "no".into(), hint: None, exit: 1 }),
     ];
+    let gpu = GpuUse { busy_percent: Some(97), used_bytes: 3 << 30, total_bytes: 80 << 30 };
+    let used = |slot, gpu| RankUse { slot, memory: 1 << 30, gpu };
     let up = vec![
-        bytes(&Up::Renew(9, vec![(0, 1 << 30), (1, 1 << 20)])),
+        bytes(&Up::Renew(9, vec![used(0, None), used(1, Some(gpu))])),
         bytes(&Up::Exited(0, STAMP, "signal 9".into(), vec!["last words".into(); 3])),
         bytes(&Up::Said(1, STAMP, STAMP, RankSay::Checkpoint(2))),
         bytes(&Up::Model("demo".into(), Ok("{\"id\":{\"id\":\"demo\",\"hash\":\"\"}}".into()))),

@@ -13,7 +13,7 @@ use dg_net::wire;
 use dg_plan::{Ask as Layouts, Layout};
 use dg_runtime::fleet::client::{Ask, CLIENT, HeadClient, Options};
 use dg_runtime::fleet::job::JobBody;
-use dg_runtime::fleet::protocol::{Down, RankSay, Up};
+use dg_runtime::fleet::protocol::{Down, GpuUse, RankSay, RankUse, Up};
 use dg_runtime::logic::cluster::Stamp;
 use dg_runtime::logic::cluster::epoch::Trouble;
 use dg_testkit::program::finish;
@@ -197,7 +197,7 @@ async fn ups(link: &Link, count: usize, [start, epoch]: [Stamp; 2]) {
             Up::Model(format!("{number}{long}"), Err("no".into())),
             Up::Model(format!("model {number}"), Err(long.clone())),
             Up::Exited(0, start, long.clone(), vec![]),
-            Up::Renew(number, vec![(1, 2); 15_000]),
+            Up::Renew(number, vec![RankUse { slot: 1, memory: 2, gpu: None }; 15_000]),
             Up::Said(0, start, epoch, RankSay::Event(long)),
         ];
         for up in says {
@@ -208,6 +208,8 @@ async fn ups(link: &Link, count: usize, [start, epoch]: [Stamp; 2]) {
 }
 
 const STAMP: Stamp = Stamp { term: 1, number: 1 };
+/// More than there is, and more than all of it in use.
+const LYING_GPU: GpuUse = GpuUse { busy_percent: Some(u32::MAX), used_bytes: u64::MAX, total_bytes: 0 };
 
 /// All that a node can say, for slots, starts and epochs that there are and that there are not.
 fn says(start: Stamp, epoch: Stamp) -> Vec<Up> {
@@ -237,7 +239,8 @@ fn says(start: Stamp, epoch: Stamp) -> Vec<Up> {
         places.into_iter().flat_map(|(slot, start, epoch)| says().map(|s| Up::Said(slot, start, epoch, s)));
     let mut all: Vec<Up> = said.collect();
     all.extend([
-        Up::Renew(u64::MAX, vec![(u16::MAX, u64::MAX)]),
+        Up::Renew(u64::MAX, vec![RankUse { slot: u16::MAX, memory: u64::MAX, gpu: None }]),
+        Up::Renew(1, vec![RankUse { slot: 0, memory: u64::MAX, gpu: Some(LYING_GPU) }]),
         Up::Renew(0, Vec::new()),
         Up::Spawned(9, never, u32::MAX),
         Up::Exited(0, start, "gone".into(), vec!["last words".into(); 50]),

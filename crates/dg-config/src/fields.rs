@@ -86,7 +86,7 @@ pub const FIELDS: &[Field] = &[
         .otherwise("`cuda` if gpus or gpu_model is given, else `[parallel] device`, else `cpu`"),
     field("node", "ranks", Integer(1, NODE_RANKS_MAX), "Ranks, each a process; on CUDA as many as GPUs.")
         .otherwise("as many as gpus, else 1"),
-    field("node", "gpus", Indices(255), "GPUs of its ranks by index, in the order of the ranks.")
+    field("node", "gpus", Indices(255), "GPUs of its ranks by index, as nvidia-smi has them, in the order of the ranks.")
         .otherwise("the first ones, on CUDA"),
     field("node", "gpu_model", Choice(GPU_MODELS), "What its GPUs are, for predictions and memory.")
         .otherwise("`h100`, on CUDA"),
@@ -99,7 +99,7 @@ pub const FIELDS: &[Field] = &[
     field("node", "model_path", Path, "Folder of the model on this node, in place of `[model] name`. Absolute or below `~/`; of a local node it may be relative to the file.")
         .otherwise("`[model] name`, looked up on the node"),
     field("node", "labels", Words, "Words of your own, to tell nodes apart in tables.").otherwise("none"),
-    field("node", "env", Env, "Environment variables of its ranks, NCCL_SOCKET_IFNAME for instance. Texts are taken as they are.")
+    field("node", "env", Env, "Environment variables of its ranks, NCCL_SOCKET_IFNAME for instance. Texts are taken as they are. CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER of a rank with a GPU follow from gpus.")
         .otherwise("none"),
     field("failure", "epochs_without_progress", Integer(1, 100), "So many starts of a job in a row without a new step make it fail.")
         .default("3"),

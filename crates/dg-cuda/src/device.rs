@@ -16,6 +16,14 @@ pub fn first() -> Result<Device, String> {
     Ok(Device::cuda(0))
 }
 
+/// Waits for the device, and gives the memory back that no tensor uses and that was kept for later ones.
+pub fn give_back(device: &Device) {
+    // What has failed before is told where it is used.
+    let _ = device.sync();
+    device.memory_cleanup();
+    let _ = device.sync();
+}
+
 /// Whether the device computes in bfloat16 (compute capability 8.0 and above).
 pub fn has_bf16(device: &Device) -> bool {
     device.supports_dtype(DType::BF16)

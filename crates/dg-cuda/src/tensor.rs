@@ -12,15 +12,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// The values of `tensor`, f32 or bf16 on a CUDA device, in row-major order. Runs what fusion holds back, and waits for
-/// the device: another library may read the block at once. `None` for other devices and formats.
-pub fn block<const D: usize>(tensor: Tensor<D>) -> Option<Block> {
-    let shape = BlockShape { dtype: of_burn(tensor.dtype())?, len: tensor.dims().iter().product() };
+/// the device: another library may read the block at once.
+///
+/// # Errors
+/// What the device says: here what went wrong before comes to light. Other devices and formats are refused.
+pub fn block<const D: usize>(tensor: Tensor<D>) -> error::Result<Block> {
+    let refused = |what: String| GpuError::Cuda { call: "a tensor as a message", what, code: 0 };
+    let dtype = tensor.dtype();
+    let dtype = of_burn(dtype).ok_or_else(|| refused(format!("{dtype:?} is neither f32 nor bf16")))?;
+    let shape = BlockShape { dtype, len: tensor.dims().iter().product() };
     if shape.len == 0 {
-        return Some(Block::empty(shape.dtype));
+        return Ok(Block::empty(dtype));
     }
     // One dimension: those of several may have padded rows.
-    let owner = Held::new(tensor.reshape([shape.len])).ok()?;
-    Some(Block::on_device(shape, Arc::new(Memory::new(Arc::new(owner), shape)?)))
+    let owner = Held::new(tensor.reshape([shape.len]))?;
+    let memory = Memory::new(Arc::new(owner), shape).ok_or_else(|| refused(format!("no whole {shape}")))?;
+    Ok(Block::on_device(shape, Arc::new(memory)))
 }
 
 /// A tensor of the values of a block that [`block`] or [`Tensors`] made. `None` for other blocks, or another number of
@@ -75,7 +82,7 @@ impl Held {
             tensor.clone().try_into_primitive::<Cube>().map_err(|error| failed(format!("{error:?}")))?;
         let client = fused.client.clone();
         let cube = burn_cubecl::kernel::into_contiguous(client.resolve_tensor_float::<CubeBackend>(fused));
-        device.sync().map_err(|error| failed(format!("{error:?}")))?;
+        device.sync().map_err(|error| failed(error.to_string()))?;
         let held = cube.client.get_resource::<<CudaRuntime as Runtime>::Server>(cube.handle.clone());
         let address = held.map_err(|error| failed(format!("{error:?}")))?.resource().ptr;
         Ok(Self { tensor, _cube: cube, address, bytes })

@@ -66,6 +66,9 @@ pub use pipeline::{Pipeline, PipelineOptions};
 pub use repo::ModelRepo;
 pub use source::ModelSource;
 
+/// Where tensors are and are computed on.
+pub use burn::tensor::Device;
+
 /// What a rank computes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -77,15 +80,15 @@ pub enum DeviceKind {
 }
 
 /// The CPU device.
-pub fn cpu() -> burn::tensor::Device {
-    burn::tensor::Device::flex()
+pub fn cpu() -> Device {
+    Device::flex()
 }
 
 /// The device of that kind.
 ///
 /// # Errors
 /// What is missing on this machine or in this build, with a hint.
-pub fn device(kind: DeviceKind) -> Result<burn::tensor::Device, String> {
+pub fn device(kind: DeviceKind) -> Result<Device, String> {
     match kind {
         DeviceKind::Cpu => Ok(cpu()),
         #[cfg(feature = "cuda")]
@@ -99,6 +102,6 @@ pub fn device(kind: DeviceKind) -> Result<burn::tensor::Device, String> {
 
 /// Whether tensors of the device are memory of the host.
 #[cfg(feature = "cuda")]
-pub(crate) fn is_cpu(device: &burn::tensor::Device) -> bool {
+pub(crate) fn is_cpu(device: &Device) -> bool {
     matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_))
 }

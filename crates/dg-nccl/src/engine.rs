@@ -52,6 +52,25 @@ pub(crate) struct Peer {
     wanted: Option<u64>,
     /// Messages from it that it has not been told have arrived.
     unsaid: u64,
+    /// Messages to it whose tickets found no room, so that nobody will ask for them, which it has not been told.
+    pub(crate) void: VecDeque<u64>,
+}
+
+impl Peer {
+    fn to_say(&self) -> Option<Record> {
+        if self.unsaid > 0 {
+            return Some(Record::Arrived { count: self.unsaid });
+        }
+        self.void.front().map(|serial| Record::Void { serial: *serial })
+    }
+
+    fn has_said(&mut self, record: Record) {
+        match record {
+            Record::Arrived { count } => self.unsaid = self.unsaid.saturating_sub(count),
+            Record::Void { .. } => drop(self.void.pop_front()),
+            Record::Data { .. } | Record::Open(_) => {}
+        }
+    }
 }
 
 impl Shared {
@@ -241,7 +260,7 @@ impl Engine {
         if arrived {
             self.shared.changed();
         }
-        self.say_what_arrived();
+        self.say();
         Ok(heard || taken || arrived || !ready.is_empty())
     }
 
@@ -345,26 +364,26 @@ impl Engine {
         Ok(())
     }
 
-    /// Tells senders what they may forget.
-    fn say_what_arrived(&self) {
+    /// Tells the others what they may forget, as far as there is room to say it. What is left is said later: unread
+    /// tickets may fill the plane, and this thread must not wait for whoever reads them.
+    fn say(&self) {
         for peer in 0..self.records.len() {
-            let count = self.shared.lock().peers[peer].unsaid;
-            if count == 0 {
-                continue;
+            loop {
+                let Some(record) = self.shared.lock().peers[peer].to_say() else { break };
+                let silent = self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
+                if *silent {
+                    return;
+                }
+                let now = Deadline::after(Duration::ZERO);
+                let said = self.inner.send(peer, &Record::call(now), record.pack());
+                drop(silent);
+                if matches!(said, Err(CommError::Deadline { .. })) {
+                    break;
+                }
+                // Another error is the end of the peer, which is heard of.
+                self.shared.lock().peers[peer].has_said(record);
+                self.shared.changed();
             }
-            let silent = self.shared.silent.lock().unwrap_or_else(PoisonError::into_inner);
-            if *silent {
-                return;
-            }
-            // An error is the end of the peer, which is heard of.
-            let _ = self.inner.send(
-                peer,
-                &Record::call(Deadline::after(SAY_MAX)),
-                Record::Arrived { count }.pack(),
-            );
-            drop(silent);
-            self.shared.lock().peers[peer].unsaid -= count;
-            self.shared.changed();
         }
     }
 }

@@ -7,7 +7,7 @@
 //! - [`driver`]: [`Driver`], [`Context`]: the part of the CUDA driver that is needed: memory, streams, events
 //! - [`library`]: [`Library`]: NCCL, found under the names that it has, and old versions refused
 //! - [`memory`]: [`Memory`]: device memory that messages carry; [`Arena`]: where received messages are put
-//! - [`nccl`]: [`Nccl`]: the communicator
+//! - [`nccl`]: [`Nccl`]: the communicator; [`agree`]: whether all ranks have what it needs
 //! - `edge`: one direction between two ranks; `engine`: the thread that makes all calls to NCCL; `ticket`: what goes
 //!   over the host's plane beside the data
 //! - [`facts`]: what this machine has of all that, for `doctor`; [`usage`]: how busy its devices are
@@ -32,6 +32,7 @@
 //! Communicators of NCCL are non-blocking. One thread per communicator asks NCCL and the events how things are, gives up
 //! the communicators of NCCL when the job is aborted, and aborts the job when NCCL reports an error.
 
+pub mod agree;
 pub mod driver;
 mod dynamic;
 mod edge;

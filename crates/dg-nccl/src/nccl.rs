@@ -9,6 +9,7 @@ use dg_comm::{
     Block, BlockShape, Call, Class, CommError, Communicator, Counters, Deadline, Ledger, Op, Pending, Place,
     Receiving, Reduce, Result, Side, Tag,
 };
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -135,8 +136,8 @@ impl Nccl {
             state.number(to)
         };
         let record = Record::Data { serial, shape };
-        // There is room for it: few of them are on their way.
-        let said = self.inner.send(to, &Record::call(Deadline::after(ANNOUNCE_MAX)), record.pack());
+        // There is room for it, few of them being on their way, unless tickets that nobody reads have filled the plane.
+        let said = self.inner.send(to, &Record::call(call.deadline()), record.pack());
         let mut state = self.shared.lock();
         if let Err(error) = said {
             state.peers[to].unarrived -= 1;
@@ -219,11 +220,8 @@ impl Communicator for Nccl {
         if sent.is_ok() {
             self.ledger.sent(call.envelope().class, self.world_rank(to), shape.bytes());
         } else if serial != 0 {
-            let _ = self.inner.send(
-                to,
-                &Record::call(Deadline::after(ANNOUNCE_MAX)),
-                Record::Void { serial }.pack(),
-            );
+            self.shared.lock().peers[to].void.push_back(serial);
+            self.shared.changed();
         }
         sent
     }
@@ -297,10 +295,18 @@ impl Drop for Nccl {
         if is_over {
             let _ = thread.join();
         } else {
+            STUCK.store(true, Ordering::Relaxed);
             tracing::error!("NCCL does not give up its communicators; this process should end");
         }
     }
 }
+
+/// Whether NCCL did not give up the communicators of an earlier [`Nccl`] of this process, which should end then.
+pub fn is_stuck() -> bool {
+    STUCK.load(Ordering::Relaxed)
+}
+
+static STUCK: AtomicBool = AtomicBool::new(false);
 
 /// A receive that was posted.
 struct Posted {
@@ -485,6 +491,5 @@ fn invalid(call: &Call, what: String) -> CommError {
 /// Messages that are on their way to one rank, on the devices. Their announcements and the answers to them must find
 /// room in the host's plane at once ([`dg_comm::IN_FLIGHT_MIN`]), so that its thread never waits.
 const UNARRIVED_MAX: u64 = dg_comm::IN_FLIGHT_MIN as u64 / 2 - 4;
-const ANNOUNCE_MAX: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const LEAVE_MAX: Duration = Duration::from_secs(10);

@@ -47,8 +47,16 @@ impl Meter {
     /// What NVML says.
     pub fn read(&self) -> Result<Vec<Usage>, String> {
         let count = self.0.device_count().map_err(|error| error.to_string())?;
-        let all: Result<Vec<_>, NvmlError> = (0..count).map(|index| self.one(index)).collect();
-        all.map_err(|error| error.to_string())
+        self.read_of(&(0..count).collect::<Vec<_>>())
+    }
+
+    /// These devices. What is wrong with another one does not matter.
+    ///
+    /// # Errors
+    /// What NVML says.
+    pub fn read_of(&self, devices: &[u32]) -> Result<Vec<Usage>, String> {
+        let one = |index: &u32| self.one(*index).map_err(|error| format!("GPU {index}: {error}"));
+        devices.iter().map(one).collect()
     }
 
     fn one(&self, index: u32) -> Result<Usage, NvmlError> {

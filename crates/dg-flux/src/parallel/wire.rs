@@ -11,18 +11,21 @@ pub(super) fn pack<const D: usize>(t: Tensor<D>, p: Precision, call: &Call) -> R
         Precision::Bf16 => t.cast(DType::BF16),
         Precision::F32 => t,
     };
-    block(t).ok_or_else(|| unfit(call))
+    block(t).map_err(|what| invalid(call, what))
 }
 
 /// A message of device memory if the tensor is on a GPU.
 #[cfg(feature = "cuda")]
-fn block<const D: usize>(t: Tensor<D>) -> Option<Block> {
-    if crate::is_cpu(&t.device()) { Block::from_tensor(t) } else { dg_cuda::tensor::block(t) }
+fn block<const D: usize>(t: Tensor<D>) -> Result<Block, String> {
+    if crate::is_cpu(&t.device()) {
+        return Block::from_tensor(t).ok_or_else(|| UNFIT.into());
+    }
+    dg_cuda::tensor::block(t).map_err(|error| error.to_string())
 }
 
 #[cfg(not(feature = "cuda"))]
-fn block<const D: usize>(t: Tensor<D>) -> Option<Block> {
-    Block::from_tensor(t)
+fn block<const D: usize>(t: Tensor<D>) -> Result<Block, String> {
+    Block::from_tensor(t).ok_or_else(|| UNFIT.into())
 }
 
 #[cfg(feature = "cuda")]
@@ -44,7 +47,7 @@ pub(super) fn unpack<const D: usize>(
     shape: [usize; D],
     call: &Call,
 ) -> Result<Tensor<D>, CommError> {
-    let t = tensor(block, shape).ok_or_else(|| unfit(call))?;
+    let t = tensor(block, shape).ok_or_else(|| invalid(call, UNFIT.into()))?;
     Ok(if t.dtype() == DType::F32 { t } else { t.cast(DType::F32) })
 }
 
@@ -57,7 +60,8 @@ pub(super) fn shape<const D: usize>(dims: [usize; D], p: Precision) -> BlockShap
     }
 }
 
-fn unfit(call: &Call) -> CommError {
-    let place = Place::new(call, Side::Neither, None);
-    CommError::Invalid { place, what: "the tensor is on a device that this communicator cannot read".into() }
+fn invalid(call: &Call, what: String) -> CommError {
+    CommError::Invalid { place: Place::new(call, Side::Neither, None), what }
 }
+
+const UNFIT: &str = "the tensor is on a device that this communicator cannot read";

@@ -3,16 +3,20 @@
 use crate::stub::Stub;
 use dg_comm::conformance::{OnDevice, Ranks, Suite};
 use dg_comm::{Block, Call, Class, Communicator, Tag};
-use dg_nccl::Options;
 use dg_nccl::memory::{Pool, Upload};
+use dg_nccl::{Nccl, Options};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Communicators that take and give host memory, so that the suite can look at it.
 fn on_device(stub: &Stub, size: usize, options: Options) -> Ranks {
+    with_host_memory(stub, stub.ranks(size, options))
+}
+
+pub(crate) fn with_host_memory(stub: &Stub, ranks: Vec<Nccl>) -> Ranks {
     let pool = Arc::new(Pool::new(stub.context()));
     let wrap = |rank| Arc::new(OnDevice::new(rank, Arc::new(Upload(pool.clone())))) as Arc<dyn Communicator>;
-    stub.ranks(size, options).into_iter().map(wrap).collect()
+    ranks.into_iter().map(wrap).collect()
 }
 
 #[test]

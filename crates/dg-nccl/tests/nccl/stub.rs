@@ -1,6 +1,7 @@
 //! The stub of the driver and of NCCL, loaded anew for each test.
 #![allow(unsafe_code, reason = "the stub is a C library")]
 
+use dg_comm::conformance::Ranks;
 use dg_comm::{Communicator, InProcess};
 use dg_nccl::{Context, Driver, Library, Nccl, Options};
 use std::path::{Path, PathBuf};
@@ -56,9 +57,15 @@ impl Stub {
 
     /// Ranks that are threads, each of which believes to have a GPU.
     pub(crate) fn ranks(&self, size: usize, options: Options) -> Vec<Nccl> {
-        let (library, context) = (self.nccl(), self.context());
         let inner = InProcess::group(size).into_iter().map(|comm| Arc::new(comm) as Arc<dyn Communicator>);
-        inner.map(|inner| Nccl::new(inner, library, &context, None, options).expect("a rank")).collect()
+        self.over(inner.collect(), options)
+    }
+
+    /// The same over ranks that are joined already.
+    pub(crate) fn over(&self, inner: Ranks, options: Options) -> Vec<Nccl> {
+        let (library, context) = (self.nccl(), self.context());
+        let wrap = |inner| Nccl::new(inner, library, &context, None, options).expect("a rank");
+        inner.into_iter().map(wrap).collect()
     }
 
     fn call<A>(&self, name: &str, argument: A) {

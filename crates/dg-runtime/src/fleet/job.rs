@@ -1,6 +1,5 @@
 //! A job as it travels: what is wanted, what a rank did, the pictures.
 
-use crate::logic::cluster::epoch::Trouble;
 use crate::{EngineOptions, JobError, Parallel};
 use bytes::Bytes;
 use dg_core::report::RankReport;
@@ -201,16 +200,6 @@ pub(super) fn unpack<T: for<'a> Deserialize<'a>>(body: &Bytes) -> Option<(T, Byt
     let length = u32::from_le_bytes(body.get(..4)?.try_into().ok()?) as usize;
     let json = body.get(4..)?.get(..length)?;
     Some((serde_json::from_slice(json).ok()?, body.slice(4 + length..)))
-}
-
-/// What a rank tells of an error.
-pub(super) fn trouble(error: &dg_flux::RunError) -> Trouble {
-    use dg_comm::CommError;
-    use dg_flux::RunError;
-    match error {
-        RunError::Comm(CommError::Aborted { .. } | CommError::PeerGone { .. }) => Trouble::PeerLost,
-        other => Trouble::Error(other.to_string()),
-    }
 }
 
 #[cfg(test)]

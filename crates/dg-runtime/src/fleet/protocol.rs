@@ -45,6 +45,8 @@ pub struct NodeSpec {
     pub plane_host: String,
     /// Whether tensors between nodes are encrypted.
     pub tensor_tls: bool,
+    /// The GPU of each rank, as `nvidia-smi` numbers those of the host; none if its ranks compute on the processor.
+    pub gpus: Option<Vec<u32>>,
     /// Environment of its ranks.
     pub env: BTreeMap<String, String>,
     /// How often the lease is asked for, when it ends, and when ranks without one do.
@@ -102,8 +104,8 @@ impl Message for Down {}
 /// From an agent to the head.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Up {
-    /// Asks for the lease, and tells the memory of ranks: slot and resident bytes.
-    Renew(u64, Vec<(u16, u64)>),
+    /// Asks for the lease, and tells what ranks use.
+    Renew(u64, Vec<RankUse>),
     /// A rank runs, as this process.
     Spawned(u16, Stamp, u32),
     /// A rank has ended: how, and its last log lines.
@@ -115,6 +117,28 @@ pub enum Up {
 }
 
 impl Message for Up {}
+
+/// What a rank uses of its host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RankUse {
+    /// Its slot.
+    pub slot: u16,
+    /// Resident bytes of its process.
+    pub memory: u64,
+    /// Its GPU, if it has one and that tells.
+    pub gpu: Option<GpuUse>,
+}
+
+/// How busy a GPU is, whoever uses it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuUse {
+    /// Share of the last moments in which something ran on it, in percent; some do not tell.
+    pub busy_percent: Option<u32>,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// All bytes.
+    pub total_bytes: u64,
+}
 
 /// A question to an agent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -215,6 +239,8 @@ pub struct RankSetup {
     pub state_dir: String,
     /// The model of jobs that name none.
     pub model: Option<String>,
+    /// Its GPU among those of its host, the only one that its process sees; none if it computes on the processor.
+    pub gpu: Option<u32>,
     /// Threads that it computes with.
     pub threads: u32,
     /// Where ranks of other nodes reach it.

@@ -1,7 +1,10 @@
 //! The actor of an agent.
 
-use super::super::protocol::{AgentAsk, Down, LogLines, NodeSpec, RankIn, RankOrder, RankOut, RankSay, Up};
+use super::super::protocol::{
+    AgentAsk, Down, LogLines, NodeSpec, RankIn, RankOrder, RankOut, RankSay, RankUse, Up,
+};
 use super::dial::{self, Running};
+use super::gpus::Gauge;
 use super::ranks::Rank;
 use super::{AgentArgs, AgentError};
 use crate::fleet::job::ModelCard;
@@ -86,6 +89,8 @@ struct State {
     ranks: BTreeMap<u16, Rank>,
     /// Slots that had a process before.
     had: BTreeSet<u16>,
+    /// From the first lease of a node with GPUs on.
+    gauge: Option<Gauge>,
     running: Running,
     timer: Option<tokio::task::JoinHandle<()>>,
     ended: Option<oneshot::Sender<Ended>>,
@@ -115,6 +120,7 @@ impl Actor for AgentActor {
             keeper,
             ranks,
             had,
+            gauge: None,
             running,
             timer: None,
             ended,
@@ -330,9 +336,8 @@ impl State {
         for action in self.keeper.handle(event, now) {
             match action {
                 NodeAction::Renew { seq } => {
-                    let memory = |rank: &Rank| crate::memory::ProcessMemory::of(Some(rank.pid)).rss;
-                    let memory = self.ranks.iter().map(|(slot, rank)| (*slot, memory(rank))).collect();
-                    self.say(&Up::Renew(seq, memory));
+                    let uses = self.uses();
+                    self.say(&Up::Renew(seq, uses));
                 }
                 NodeAction::Fence => {
                     tracing::warn!("the lease of this node is over: its ranks stop");
@@ -353,6 +358,21 @@ impl State {
                 }
             }
         }
+    }
+
+    /// What the ranks use of this host. GPUs are read between one lease and the next.
+    fn uses(&mut self) -> Vec<RankUse> {
+        let gpus = self.spec.as_ref().and_then(|spec| spec.gpus.as_deref()).unwrap_or_default();
+        let reading = match gpus {
+            [] => BTreeMap::new(),
+            gpus => self.gauge.get_or_insert_with(Gauge::start).next(gpus),
+        };
+        let used = |(slot, rank): (&u16, &Rank)| RankUse {
+            slot: *slot,
+            memory: crate::memory::ProcessMemory::of(Some(rank.pid)).rss,
+            gpu: gpus.get(usize::from(*slot)).and_then(|gpu| reading.get(gpu)).copied(),
+        };
+        self.ranks.iter().map(used).collect()
     }
 
     /// There is one timer: a new one takes its place.

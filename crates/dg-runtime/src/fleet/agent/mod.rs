@@ -3,6 +3,7 @@
 
 mod actor;
 mod dial;
+mod gpus;
 mod log;
 mod ranks;
 mod speed;

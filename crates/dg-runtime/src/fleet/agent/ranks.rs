@@ -42,6 +42,10 @@ impl Rank {
         let mut command = Command::new(program);
         command.args(arguments).stdin(other).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command.envs(&spec.env).process_group(0);
+        let gpu = gpu(spec.gpus.as_deref(), slot)?;
+        if let Some(gpu) = gpu {
+            command.env(VISIBLE_DEVICES, gpu.to_string()).env(DEVICE_ORDER.0, DEVICE_ORDER.1);
+        }
         if !is_first {
             command.env_remove(failpoint::VARIABLE);
         }
@@ -61,7 +65,7 @@ impl Rank {
         let (kill, killed) = oneshot::channel();
         tokio::spawn(watch(child, killed, readers, slot, start, actor.clone()));
         let rank = Self { start, pid, log, is_busy: false, must_stop: false, frames, kill: Some(kill) };
-        rank.send(RankIn::Setup(setup(args, spec, slot)), Bytes::new());
+        rank.send(RankIn::Setup(setup(args, spec, slot, gpu)), Bytes::new());
         Ok(rank)
     }
 
@@ -79,7 +83,15 @@ impl Rank {
     }
 }
 
-fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16) -> RankSetup {
+/// The GPU of a slot. One without would compute on that of another rank.
+fn gpu(gpus: Option<&[u32]>, slot: u16) -> std::io::Result<Option<u32>> {
+    let Some(gpus) = gpus else { return Ok(None) };
+    let gpu = gpus.get(usize::from(slot)).copied();
+    let none = || std::io::Error::other(format!("the node has {} GPUs, none for slot {slot}", gpus.len()));
+    gpu.map(Some).ok_or_else(none)
+}
+
+fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16, gpu: Option<u32>) -> RankSetup {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let share = processors / usize::from(spec.slots.max(1));
     RankSetup {
@@ -87,6 +99,7 @@ fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16) -> RankSetup {
         node: args.name.to_string(),
         state_dir: args.state_dir.display().to_string(),
         model: spec.model.clone(),
+        gpu,
         threads: spec.threads.unwrap_or_else(|| u32::try_from(share).unwrap_or(1)).max(1),
         plane_host: spec.plane_host.clone(),
         tensor_tls: spec.tensor_tls,
@@ -178,6 +191,10 @@ async fn read_lines(
     }
 }
 
+/// The GPU that a rank sees: its own alone, which is then the first one. Stands above the node's `env`.
+const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
+/// Numbers as `nvidia-smi` has them, not the fastest first.
+const DEVICE_ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
 /// Log lines that go to the head when a rank ends.
 const TAIL_LINES: usize = 20;
 const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_millis(200);
@@ -204,6 +221,13 @@ mod tests {
             let log = std::mem::take(&mut *log.lock().unwrap());
             (begin.elapsed(), log)
         })
+    }
+
+    #[test]
+    fn a_rank_has_the_gpu_of_its_slot_and_none_shares_one() {
+        let of = |gpus: Option<Vec<u32>>, slot| gpu(gpus.as_deref(), slot).map_err(|e| e.to_string());
+        assert_eq!((of(None, 3), of(Some(vec![2, 5]), 1)), (Ok(None), Ok(Some(5))));
+        assert_eq!(of(Some(vec![2, 5]), 2), Err("the node has 2 GPUs, none for slot 2".into()));
     }
 
     #[test]

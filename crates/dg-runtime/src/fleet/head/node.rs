@@ -2,7 +2,7 @@
 
 use super::events::Event;
 use crate::fleet::job::ModelCard;
-use crate::fleet::protocol::{AgentFacts, NodeSpec, WireLease};
+use crate::fleet::protocol::{AgentFacts, GpuUse, NodeSpec, WireLease};
 use crate::logic::cluster::registry::Facts;
 use crate::logic::cluster::{ModelHash, NodeId, Stamp, placement};
 use dg_config::{ClusterFile, NodeDevice};
@@ -33,6 +33,7 @@ pub(super) struct Node {
 pub(super) struct RankInfo {
     pub(super) pid: Option<u32>,
     pub(super) memory: u64,
+    pub(super) gpu: Option<GpuUse>,
     pub(super) step: u32,
     pub(super) epoch: Option<Stamp>,
 }
@@ -59,6 +60,10 @@ impl Node {
                 model: path.or_else(|| model.map(str::to_owned)),
                 plane_host,
                 tensor_tls: file.security.tensor_tls,
+                gpus: match &node.device {
+                    NodeDevice::Cpu => None,
+                    NodeDevice::Cuda { gpus, .. } => Some(gpus.clone()),
+                },
                 env: node.env.clone(),
                 lease,
             };
@@ -93,7 +98,10 @@ impl Node {
     /// What the logic goes by.
     pub(super) fn logic_facts(&self) -> Option<Facts> {
         let facts = self.facts.as_ref()?;
-        let share = facts.memory_bytes / u64::from(self.spec.slots.max(1));
+        let share = match self.kind {
+            placement::Kind::Cpu => facts.memory_bytes / u64::from(self.spec.slots.max(1)),
+            placement::Kind::Cuda => dg_plan::machine::device(&self.device).map_or(0, |gpu| gpu.memory_bytes),
+        };
         let models = self.models.values().filter_map(|card| card.as_ref().ok()).map(hash);
         Some(Facts {
             name: self.name.clone(),

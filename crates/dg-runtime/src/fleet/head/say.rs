@@ -100,10 +100,10 @@ impl State {
         let id = node.id;
         let is_slot = |slot: u16| slot < node.spec.slots;
         match up {
-            Up::Renew(seq, memory) => {
-                for (slot, bytes) in memory {
-                    if let Some(info) = node.ranks.get_mut(usize::from(slot)) {
-                        info.memory = bytes;
+            Up::Renew(seq, uses) => {
+                for rank in uses {
+                    if let Some(info) = node.ranks.get_mut(usize::from(rank.slot)) {
+                        (info.memory, info.gpu) = (rank.memory, rank.gpu);
                     }
                 }
                 self.logic_event(Event::Renew(id, incarnation, seq));

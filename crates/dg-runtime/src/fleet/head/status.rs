@@ -82,6 +82,15 @@ pub struct RankStatus {
     pub device: String,
     /// Resident bytes, mapped weights included.
     pub memory: u64,
+    /// Share of the last moments in which something ran on its GPU, in percent.
+    #[serde(default)]
+    pub gpu_utilisation: Option<u32>,
+    /// Bytes of its GPU that are in use, whoever uses them.
+    #[serde(default)]
+    pub gpu_memory: Option<u64>,
+    /// Bytes of its GPU.
+    #[serde(default)]
+    pub gpu_memory_total: Option<u64>,
 }
 
 /// A job.
@@ -185,6 +194,9 @@ impl State {
                 step: info.step,
                 device: node.device.clone(),
                 memory: info.memory,
+                gpu_utilisation: info.gpu.and_then(|gpu| gpu.busy_percent).map(|busy| busy.min(100)),
+                gpu_memory: info.gpu.map(|gpu| gpu.used_bytes),
+                gpu_memory_total: info.gpu.map(|gpu| gpu.total_bytes),
             }
         })
     }

@@ -69,6 +69,14 @@ impl Attempt {
     }
 }
 
+impl Drop for Attempt {
+    /// The group ends here, in the thread that computes, which may wait for what a device has to finish. The actor, which
+    /// has it for stopping, must not.
+    fn drop(&mut self) {
+        self.stop.left();
+    }
+}
+
 /// A unix socket for ranks of the same node, TCP for others; none for a rank that has nobody above it.
 fn listen(team: &RankTeam, setup: &RankSetup) -> Result<Vec<Listener>, Trouble> {
     let failed = |e: dg_net::plane::SetUpError| Trouble::Error(e.to_string());

@@ -3,6 +3,8 @@
 use super::super::job::{self, RankDone};
 use super::super::protocol::{RankSay, RankSetup};
 use super::attempt::Attempt;
+use super::device::RankDevice;
+use super::fault;
 use super::{Arguments, Message, Work};
 use crate::failpoint::Failpoint;
 use crate::fleet::OpenModel;
@@ -13,7 +15,7 @@ use dg_core::StepEvent;
 use dg_core::report::RankReport;
 use dg_flux::parallel::{LatentsPart, RankJob, Resume};
 use dg_flux::watch::Watch;
-use dg_flux::{ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
+use dg_flux::{DeviceKind, ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
 use dg_net::plane::{EpochKey, Member, Options, Rendezvous, Tls};
 use rayon::ThreadPool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +34,10 @@ struct Computer {
     tls: Option<Tls>,
     pool: ThreadPool,
     tell: Tell,
+    /// From the first job on.
+    device: Option<RankDevice>,
+    /// Bytes that the last attempt is planned to take.
+    need: u64,
     model: Option<(String, Arc<ModelRepo>)>,
     engine: Option<(String, Pipeline)>,
     attempt: Option<Attempt>,
@@ -44,8 +50,19 @@ pub(super) fn start(args: Arguments, tell: Tell) -> Result<Sender<Work>, String>
     let threads = setup.threads.max(1) as usize;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| e.to_string())?;
     let (sender, work) = channel();
-    let mut computer =
-        Computer { setup, open, failpoint, tls, pool, tell, model: None, engine: None, attempt: None };
+    let mut computer = Computer {
+        setup,
+        open,
+        failpoint,
+        tls,
+        pool,
+        tell,
+        device: None,
+        need: 0,
+        model: None,
+        engine: None,
+        attempt: None,
+    };
     let thread = std::thread::Builder::new().name("dg-compute".into());
     thread.spawn(move || computer.live(&work)).map_err(|e| e.to_string())?;
     Ok(sender)
@@ -69,7 +86,7 @@ impl Computer {
                 (self.engine, self.attempt) = (None, None);
                 let text = format!("it panicked: {}", crate::compute::message(&*panic));
                 tracing::error!("{text}");
-                (RankSay::Failed(Trouble::Error(text)), Bytes::new())
+                (RankSay::Failed(fault::trouble(kind(&self.setup), self.need, text)), Bytes::new())
             });
             if matches!(say, RankSay::Failed(_) | RankSay::Done) {
                 self.attempt = None;
@@ -111,18 +128,35 @@ impl Computer {
 
     /// Loads what this rank needs, unless the last job left it.
     fn prepare(&mut self, repo: &Arc<ModelRepo>, attempt: Attempt) -> Result<RankSay, Trouble> {
+        if dg_nccl::nccl::is_stuck() {
+            // The head has this process ended and another one started.
+            return Err(Trouble::DeviceLost);
+        }
         let key = attempt.engine_key();
+        self.need = attempt.plan.memory(attempt.team.me).total();
+        let device = match &mut self.device {
+            Some(device) => device,
+            none => none.insert(RankDevice::open(kind(&self.setup)).map_err(Trouble::Error)?),
+        };
         if self.engine.as_ref().is_none_or(|(have, _)| *have != key) {
             self.engine = None;
+            if let Some(free) = device.free_bytes().filter(|free| *free < self.need) {
+                tracing::warn!(need = self.need, free, "the GPU has too little memory");
+                return Err(Trouble::Oom { need: self.need });
+            }
             let options = PipelineOptions {
-                device: dg_flux::cpu(),
+                device: device.tensors.clone(),
                 dtype: attempt.body.dtype,
                 time_dtype: attempt.body.time_dtype,
                 vae_tiling: attempt.body.vae_tiling,
                 release_encoders: false,
             };
             let load = || Pipeline::load_rank(repo, options, &attempt.plan, attempt.team.me);
-            let loaded = self.pool.install(load).map_err(|e| Trouble::Error(e.to_string()))?;
+            let loaded = self.pool.install(load);
+            let loaded = loaded.map_err(|error| {
+                tracing::warn!(%error, "the model cannot be loaded");
+                fault::trouble(device.kind, self.need, error.to_string())
+            })?;
             self.engine = Some((key, loaded));
         }
         let mapped_bytes = self.engine.as_ref().map_or(0, |(_, engine)| engine.mapped_bytes());
@@ -144,15 +178,21 @@ impl Computer {
         };
         let listeners = std::mem::take(&mut attempt.listeners);
         let connected = rendezvous.connect(listeners, options);
-        let comm: Arc<dyn dg_comm::Communicator> =
+        let mut comm: Arc<dyn dg_comm::Communicator> =
             Arc::new(connected.map_err(|e| Trouble::Error(format!("no group: {e}")))?);
+        // From here on an order to stop reaches it.
         attempt.stop.connected(comm.clone());
+        if let Some(device) = &self.device {
+            let no_group = |e: dg_comm::CommError| Trouble::Error(format!("no group: {e}"));
+            comm = device.join(comm).map_err(no_group)?;
+            attempt.stop.connected(comm.clone());
+        }
         attempt.comm = Some(comm);
         Ok(())
     }
 
     fn run(&mut self, epoch: Stamp, from_step: u32, latents: &Bytes) -> Result<(RankSay, Bytes), Trouble> {
-        let Self { setup, failpoint, pool, tell, engine, attempt, .. } = self;
+        let Self { setup, failpoint, pool, tell, need, engine, attempt, .. } = self;
         let attempt = current(attempt, epoch)?;
         let broken = || Trouble::Error("it was told to run before it was ready".into());
         let (Some((_, engine)), Some(comm)) = (engine, attempt.comm.take()) else { return Err(broken()) };
@@ -176,10 +216,14 @@ impl Computer {
                 if !attempt.stop.is_set() {
                     tracing::warn!(%error, job = attempt.team.job, "a job ends early");
                 }
-                Err(job::trouble(&error))
+                Err(fault::of_run(kind(setup), *need, attempt.team.me as usize, &error))
             }
         }
     }
+}
+
+fn kind(setup: &RankSetup) -> DeviceKind {
+    if setup.gpu.is_some() { DeviceKind::Cuda } else { DeviceKind::Cpu }
 }
 
 fn current(attempt: &mut Option<Attempt>, epoch: Stamp) -> Result<&mut Attempt, Trouble> {

@@ -5,6 +5,10 @@
 
 mod attempt;
 mod compute;
+mod device;
+mod fault;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod told;
 
 use super::job::JobBody;

@@ -27,6 +27,12 @@ impl Stop {
         }
     }
 
+    /// The group is over: there is nothing more to stop.
+    pub(super) fn left(&self) {
+        let comm = self.comm.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(comm);
+    }
+
     pub(super) fn set(&self) {
         self.flag.store(true, Ordering::SeqCst);
         if let Some(comm) = &*self.comm.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -1,0 +1,99 @@
+//! Over the host's plane that ranks of a cluster have: sockets between processes.
+
+use crate::conformance::with_host_memory;
+use crate::stub::Stub;
+use dg_comm::conformance::{CHECKS, Ranks, Suite};
+use dg_comm::{Call, Class, CommError, Communicator, Deadline, Tag};
+use dg_nccl::{Nccl, Options, agree};
+use dg_net::plane::{self, EpochKey, Listener, Member, Rendezvous};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Ranks of this process, connected as if they were processes.
+fn sockets(size: usize, listen: Listen, options: fn(plane::Options) -> plane::Options) -> Ranks {
+    let listen = |_| {
+        let listener = listen();
+        let member = Member::at(listener.address().clone());
+        (vec![listener], member)
+    };
+    let (listeners, members): (Vec<_>, Vec<_>) = (0..size).map(listen).unzip();
+    let key = EpochKey::generate();
+    std::thread::scope(|scope| {
+        let connect = |(me, listeners): (usize, Vec<Listener>)| {
+            let rendezvous = Rendezvous { epoch: 3, key: key.clone(), members: members.clone(), me };
+            scope.spawn(move || rendezvous.connect(listeners, options(plane::Options::default())))
+        };
+        let threads: Vec<_> = listeners.into_iter().enumerate().map(connect).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().expect("no panic").expect("a group"));
+        joined.map(|rank| Arc::new(rank) as Arc<dyn Communicator>).collect()
+    })
+}
+
+type Listen = fn() -> Listener;
+
+fn unix() -> Listener {
+    Listener::abstract_unix().expect("a socket")
+}
+
+fn tcp() -> Listener {
+    Listener::tcp((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket")
+}
+
+fn passes(listen: Listen, options: fn(plane::Options) -> plane::Options) {
+    let stub = Arc::new(Stub::new());
+    let its = stub.clone();
+    let make =
+        move |size| with_host_memory(&its, its.over(sockets(size, listen, options), Options::default()));
+    let summary = Suite::new(make).schedules(SCHEDULES).run().unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(summary.done.len(), CHECKS.len());
+    let counts = stub.counts();
+    assert_eq!((counts.wrong, counts.communicators), (0, 0));
+}
+
+#[test]
+fn nccl_is_conformant_over_unix_sockets() {
+    passes(unix, |options| options);
+}
+
+/// With the smallest window that the plane allows, the thread that makes the calls to NCCL still never waits.
+#[test]
+fn nccl_is_conformant_over_tcp_with_small_windows() {
+    passes(tcp, |options| plane::Options { in_flight_max: 0, ..options });
+}
+
+/// What a rank does when a job begins and when it is stopped.
+#[test]
+fn ranks_agree_on_nccl_and_an_abort_reaches_all_that_wait() {
+    let stub = Stub::new();
+    let version = stub.nccl().version();
+    let inner = sockets(3, unix, |options| options);
+    let agreed = std::thread::scope(|scope| {
+        let threads: Vec<_> = inner
+            .iter()
+            .map(|rank| scope.spawn(|| agree::versions(&**rank, Some(version), Deadline::after(LONG))))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<_>>()
+    });
+    assert!(agreed.iter().all(|all| all.as_ref().is_ok_and(|all| *all == [Some(version); 3])), "{agreed:?}");
+    let ranks: Vec<Nccl> = stub.over(inner, Options::default());
+    std::thread::scope(|scope| {
+        for rank in &ranks[1..] {
+            scope.spawn(|| {
+                let call = Call::within(LONG, Class::RingKv, Tag::new(1));
+                let begin = Instant::now();
+                let error = rank.recv(0, &call, dg_comm::BlockShape::f32(4)).expect_err("nobody sends");
+                assert!(matches!(&error, CommError::Aborted { cause, .. } if cause == "stop"), "{error}");
+                assert!(begin.elapsed() < LONG / 2, "{:?}", begin.elapsed());
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        ranks[0].abort("stop");
+    });
+    drop(ranks);
+    assert_eq!(stub.counts().communicators, 0);
+}
+
+/// Few: the suite runs over everything else at length.
+const SCHEDULES: u64 = 10;
+const LONG: Duration = Duration::from_secs(20);
