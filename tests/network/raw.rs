@@ -27,17 +27,15 @@ pub(crate) async fn connect(rig: &Rig, name: &str) -> Peer {
 /// Becomes the node `name`, as an agent does.
 pub(crate) async fn join(rig: &Rig, name: &str) -> (Bus, Link) {
     let peer = connect(rig, name).await;
-    let facts = AgentFacts {
-        pid: 1,
-        memory_bytes: 1 << 40,
-        cores: 2,
-        core_flops: 1e11,
-        running: Vec::new(),
-        spec: None,
-    };
-    let facts = wire::encode(&facts).expect("facts");
-    let (bus, link, _) = bus::greet(peer, name, incarnation(), facts).await.expect("the head takes it");
+    let (bus, link, _) = bus::greet(peer, name, incarnation(), facts()).await.expect("the head takes it");
     (bus, link)
+}
+
+/// What an agent without ranks says of itself.
+fn facts() -> Vec<u8> {
+    let (memory_bytes, running) = (1 << 40, Vec::new());
+    let facts = AgentFacts { pid: 1, memory_bytes, cores: 2, core_flops: 1e11, running, spec: None };
+    wire::encode(&facts).expect("facts")
 }
 
 pub(crate) fn incarnation() -> u64 {
@@ -59,20 +57,12 @@ impl Message for Hello {}
 
 impl Hello {
     pub(crate) fn of(name: &str) -> Self {
-        let facts = AgentFacts {
-            pid: 1,
-            memory_bytes: 1 << 40,
-            cores: 2,
-            core_flops: 1e11,
-            running: Vec::new(),
-            spec: None,
-        };
         Self {
             protocol: bus::PROTOCOL,
             build: "test".into(),
             name: name.into(),
             incarnation: incarnation(),
-            facts: wire::encode(&facts).expect("facts"),
+            facts: facts(),
         }
     }
 }

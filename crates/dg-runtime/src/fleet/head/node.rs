@@ -121,11 +121,7 @@ impl Node {
         if self.kind == placement::Kind::Cuda {
             return dg_plan::machine::device(&self.device).map_or(0.0, |device| device.flops);
         }
-        let share = f64::from(facts.cores) / f64::from(self.spec.slots.max(1));
-        // Threads that share a core are no faster than one.
-        let flops =
-            facts.core_flops * self.spec.threads.map_or(share, |threads| share.min(f64::from(threads)));
-        if flops.is_finite() { flops.clamp(0.0, FLOPS_MAX) } else { 0.0 }
+        cpu_flops(facts, self.spec.slots, self.spec.threads)
     }
 
     /// An event about it.
@@ -151,6 +147,31 @@ fn lease(file: &ClusterFile) -> WireLease {
     }
 }
 
+/// Of a rank on a host whose processors `slots` ranks share.
+fn cpu_flops(facts: &AgentFacts, slots: u16, threads: Option<u32>) -> f64 {
+    let share = f64::from(facts.cores) / f64::from(slots.max(1));
+    // Threads that share a core are no faster than one.
+    let flops = facts.core_flops * threads.map_or(share, |threads| share.min(f64::from(threads)));
+    if flops.is_finite() { flops.clamp(0.0, FLOPS_MAX) } else { 0.0 }
+}
+
 /// No rank is faster.
 const FLOPS_MAX: f64 = 1e18;
 const LOOPBACK: &str = "127.0.0.1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_share_the_processors_of_their_host() {
+        let of = |core_flops: f64, slots, threads| {
+            let (memory_bytes, running) = (0, Vec::new());
+            let facts = AgentFacts { pid: 1, memory_bytes, cores: 8, core_flops, running, spec: None };
+            cpu_flops(&facts, slots, threads)
+        };
+        assert_eq!((of(10.0, 2, None), of(10.0, 16, None)), (40.0, 5.0));
+        assert_eq!((of(10.0, 2, Some(3)), of(10.0, 2, Some(64))), (30.0, 40.0));
+        assert_eq!((of(f64::NAN, 1, None), of(f64::INFINITY, 1, None), of(-1.0, 1, None)), (0.0, 0.0, 0.0));
+    }
+}

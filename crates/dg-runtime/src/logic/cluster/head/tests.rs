@@ -70,23 +70,26 @@ impl Tested {
     }
 
     fn submit_for(&mut self, job: u64, (ranks_min, ranks_max): (usize, usize), model: u64) {
-        let spec = JobSpec {
-            client: ClientId(0),
-            priority: 0,
-            model: ModelHash(model),
-            steps: 20,
-            ranks_min,
-            ranks_max,
-            work: None,
-            ask: None,
-        };
-        self.tell(Event::Submit(JobId(job), spec));
+        self.tell(Event::Submit(JobId(job), spec((ranks_min, ranks_max), model)));
     }
 
     /// Ranks that the job has.
     fn ranks(&self, job: u64) -> Vec<RankId> {
         let epoch = self.head.job(JobId(job)).and_then(Job::epoch);
         epoch.map_or_else(Vec::new, |epoch| epoch.team.members.clone())
+    }
+}
+
+fn spec((ranks_min, ranks_max): (usize, usize), model: u64) -> JobSpec {
+    JobSpec {
+        client: ClientId(0),
+        priority: 0,
+        model: ModelHash(model),
+        steps: 20,
+        ranks_min,
+        ranks_max,
+        work: None,
+        ask: None,
     }
 }
 
@@ -120,6 +123,18 @@ fn slow_nodes_are_left_out_where_they_would_hold_up_the_others() {
     assert_eq!(nodes_for(4, [(3, 1000), (2, 1000)]), [0, 0, 1, 1]);
     assert_eq!(nodes_for(1, [(1, 1000), (4, 1000)]), [1]);
     assert_eq!(nodes_for(4, [(0, 1000), (4, 1000)]), [1, 1], "not known counts as slow");
+}
+
+#[test]
+fn a_layout_that_is_asked_for_takes_slow_nodes_too() {
+    let mut tested = Tested::new(0);
+    for (node, flops) in (0..).zip([1, 4]) {
+        tested.tell(Event::Hello(NodeId(node), Facts { flops, ..facts(node, 1) }));
+    }
+    let ask = dg_plan::Ask::layout(Layout { ulysses: 4, ..Layout::SERIAL });
+    let spec = JobSpec { ask: Some(std::sync::Arc::new(ask)), ..spec((1, 4), 1) };
+    tested.tell(Event::Submit(JobId(1), spec));
+    assert_eq!(tested.ranks(1).len(), 4);
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl Registry {
         let nodes = || self.nodes.values().filter(|node| node.is_up && node.facts.kind == kind);
         let speeds = floors(nodes().map(|node| node.facts.flops).collect());
         let mut memories = floors(nodes().map(|node| node.facts.memory_bytes).collect());
-        // Of two that are as fast the larger set, so that nodes with much memory are left to those who need it.
+        // Of two that are as fast the first counts: the one with more nodes to choose from.
         memories.reverse();
         let tiers = speeds
             .iter()
@@ -66,6 +66,8 @@ mod tests {
     #[test]
     fn what_is_about_the_same_is_one_group() {
         assert_eq!(floors(vec![100, 90, 100, 70]), [70]);
+        assert_eq!(floors(vec![100, 67]), [67], "a third less is alike");
+        assert_eq!(floors(vec![100, 66]), [100, 66], "more than that is not");
         assert_eq!(floors(vec![100, 30, 90, 25, 10]), [90, 25, 10]);
         assert_eq!(floors(vec![u64::MAX, 0]), [u64::MAX, 0]);
         assert_eq!(floors(vec![1, 1 << 8, 1 << 16, 1 << 24, 1 << 32]), [1 << 32, 1 << 24, 1 << 16, 1]);
