@@ -3,7 +3,8 @@
 use crate::conformance::with_host_memory;
 use crate::stub::Stub;
 use dg_comm::conformance::{CHECKS, Ranks, Suite};
-use dg_comm::{Call, Class, CommError, Communicator, Deadline, Tag};
+use dg_comm::{Block, Call, Class, CommError, Communicator, Deadline, Tag};
+use dg_core::DType;
 use dg_nccl::{Nccl, Options, agree};
 use dg_net::plane::{self, EpochKey, Listener, Member, Rendezvous};
 use std::net::Ipv4Addr;
@@ -92,6 +93,31 @@ fn ranks_agree_on_nccl_and_an_abort_reaches_all_that_wait() {
     });
     drop(ranks);
     assert_eq!(stub.counts().communicators, 0);
+}
+
+/// Rank 1 reads nothing: there is no room left to tell it that its message has arrived, and rank 2 is served all the same.
+#[test]
+fn a_plane_that_is_full_to_one_rank_holds_up_no_other() {
+    let stub = Stub::new();
+    let ranks = stub
+        .over(sockets(3, unix, |options| plane::Options { in_flight_max: 0, ..options }), Options::default());
+    let call = |within, step| Call::within(within, Class::RingKv, Tag::new(1).step(step));
+    let short = Duration::from_millis(300);
+    let full = (0..100_000)
+        .find_map(|step| ranks[0].send(1, &call(short, step), Block::empty(DType::Float32)).err());
+    assert!(matches!(full, Some(CommError::Deadline { .. })), "{full:?}");
+    let served = |from: usize| {
+        let (begin, block) = (Instant::now(), Block::from_f32(vec![from as f32; 1000]));
+        ranks[from].send(0, &call(LONG, 0), block.clone()).expect("there is room this way");
+        ranks[0].recv(from, &call(LONG, 0), block.shape()).expect("it comes");
+        begin.elapsed()
+    };
+    served(1);
+    // The thread has looked at what it has to say.
+    std::thread::sleep(Duration::from_millis(100));
+    let took = served(2);
+    assert!(took < LONG / 5, "{took:?}");
+    ranks[0].abort("it was enough");
 }
 
 /// Few: the suite runs over everything else at length.
