@@ -3,7 +3,7 @@
 use crate::driver::Context;
 use crate::edge::{Edge, End, Transfer};
 use crate::error::{GpuError, Result};
-use crate::library::{Library, Raw};
+use crate::library::{Library, Raw, RawId};
 use crate::memory::{Arena, Memory};
 use crate::ticket::{RECORD, Record};
 use dg_comm::{Block, BlockShape, CommError, Communicator, Deadline, Gone, Pending};
@@ -50,6 +50,8 @@ pub(crate) struct Peer {
     untaken: u64,
     /// Somebody waits for messages up to this.
     wanted: Option<u64>,
+    /// Where it is waited for with messages to it, which it has not been told.
+    open: Option<RawId>,
     /// Messages from it that it has not been told have arrived.
     unsaid: u64,
     /// Messages to it whose tickets found no room, so that nobody will ask for them, which it has not been told.
@@ -58,6 +60,9 @@ pub(crate) struct Peer {
 
 impl Peer {
     fn to_say(&self) -> Option<Record> {
+        if let Some(id) = self.open {
+            return Some(Record::Open(id));
+        }
         if self.unsaid > 0 {
             return Some(Record::Arrived { count: self.unsaid });
         }
@@ -68,7 +73,8 @@ impl Peer {
         match record {
             Record::Arrived { count } => self.unsaid = self.unsaid.saturating_sub(count),
             Record::Void { .. } => drop(self.void.pop_front()),
-            Record::Data { .. } | Record::Open(_) => {}
+            Record::Open(_) => self.open = None,
+            Record::Data { .. } => {}
         }
     }
 }
@@ -323,8 +329,7 @@ impl Engine {
             self.edge(to, End::Sender)?.push(transfer);
             if !self.edge(to, End::Sender)?.is_open() {
                 let id = self.library.unique_id()?;
-                // An error is the end of the peer, which is heard of.
-                let _ = self.inner.send(to, &Record::call(Deadline::after(SAY_MAX)), Record::Open(id).pack());
+                self.shared.lock().peers[to].open = Some(id);
                 let raw = self.library.begin(id, End::Sender.rank())?;
                 self.edge(to, End::Sender)?.open(raw);
             }
@@ -422,6 +427,4 @@ pub(crate) fn is_finished(error: &CommError) -> bool {
 
 /// Rounds without anything after which it is looked less often.
 const SOON: u32 = 500;
-/// For records, which find room at once.
-const SAY_MAX: Duration = Duration::from_secs(5);
 const CLOSE_MAX: Duration = Duration::from_millis(500);

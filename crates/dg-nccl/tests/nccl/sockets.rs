@@ -95,17 +95,38 @@ fn ranks_agree_on_nccl_and_an_abort_reaches_all_that_wait() {
     assert_eq!(stub.counts().communicators, 0);
 }
 
+/// Ranks with the smallest window.
+fn narrow(stub: &Stub, size: usize) -> Vec<Nccl> {
+    stub.over(
+        sockets(size, unix, |options| plane::Options { in_flight_max: 0, ..options }),
+        Options::default(),
+    )
+}
+
+fn call(within: Duration, step: u32) -> Call {
+    Call::within(within, Class::RingKv, Tag::new(1).step(step))
+}
+
+/// Messages without values from rank 0 to rank 1, of the steps from `first` on, until there is no room for more; the first
+/// step that found none.
+fn fill(ranks: &[Nccl], first: u32) -> u32 {
+    let short = Duration::from_millis(300);
+    for step in first..100_000 {
+        match ranks[0].send(1, &call(short, step), Block::empty(DType::Float32)) {
+            Ok(()) => {}
+            Err(CommError::Deadline { .. }) => return step,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("there is always room");
+}
+
 /// Rank 1 reads nothing: there is no room left to tell it that its message has arrived, and rank 2 is served all the same.
 #[test]
 fn a_plane_that_is_full_to_one_rank_holds_up_no_other() {
     let stub = Stub::new();
-    let ranks = stub
-        .over(sockets(3, unix, |options| plane::Options { in_flight_max: 0, ..options }), Options::default());
-    let call = |within, step| Call::within(within, Class::RingKv, Tag::new(1).step(step));
-    let short = Duration::from_millis(300);
-    let full = (0..100_000)
-        .find_map(|step| ranks[0].send(1, &call(short, step), Block::empty(DType::Float32)).err());
-    assert!(matches!(full, Some(CommError::Deadline { .. })), "{full:?}");
+    let ranks = narrow(&stub, 3);
+    fill(&ranks, 0);
     let served = |from: usize| {
         let (begin, block) = (Instant::now(), Block::from_f32(vec![from as f32; 1000]));
         ranks[from].send(0, &call(LONG, 0), block.clone()).expect("there is room this way");
@@ -118,6 +139,36 @@ fn a_plane_that_is_full_to_one_rank_holds_up_no_other() {
     let took = served(2);
     assert!(took < LONG / 5, "{took:?}");
     ranks[0].abort("it was enough");
+}
+
+/// The first message with values finds room for its announcement and for nothing more. When there is room again, the next
+/// one comes: where it is waited for was not lost.
+#[test]
+fn a_direction_that_begins_on_a_full_plane_is_opened_later() {
+    let stub = Stub::new();
+    let ranks = narrow(&stub, 2);
+    let values = Block::from_f32(vec![3.0; 1000]);
+    let read = |step| {
+        let shape = Block::empty(DType::Float32).shape();
+        ranks[1].recv(0, &call(LONG, step), shape).expect("it is there");
+    };
+    // Room comes back for a quarter of the window at once: all of it but for one message is taken again.
+    let full = fill(&ranks, 0);
+    let batch = full / 4;
+    (0..batch).for_each(read);
+    let again = fill(&ranks, full);
+    (batch..2 * batch).for_each(read);
+    let last = again + (again - full) - 1;
+    for step in again..last {
+        ranks[0].send(1, &call(LONG, step), Block::empty(DType::Float32)).expect("room for these");
+    }
+    let lost = ranks[0].send(1, &call(Duration::from_secs(6), last), values.clone());
+    assert!(matches!(lost, Err(CommError::Deadline { .. })), "{lost:?}");
+    (2 * batch..last).for_each(read);
+    ranks[0].send(1, &call(LONG, last + 1), values.clone()).expect("there is room again");
+    ranks[1].recv(0, &call(LONG, last + 1), values.shape()).expect("it comes");
+    drop(ranks);
+    assert_eq!(stub.counts().communicators, 0);
 }
 
 /// Few: the suite runs over everything else at length.
