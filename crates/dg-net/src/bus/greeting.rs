@@ -11,7 +11,7 @@ use quinn::{RecvStream, SendStream};
 use serde::{Deserialize, Serialize};
 
 /// Version of what is said over links. Ends of different versions refuse each other.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// What a node says first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
