@@ -37,6 +37,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Timed(Timed),
+    /// Tries a machine with NVIDIA GPUs; `tests/gpu/run.sh` runs all parts
+    Gpu(gpu::Gpu),
+}
+
+/// What is timed.
+#[derive(Subcommand)]
+enum Timed {
     /// Write a folder with random f32 weights: a transformer of the preset's size, FLUX's own VAE, encoders of
     /// 12 (CLIP) and 24 (T5, d = 512) layers, and the demo model's tokenizers
     Make {
@@ -96,8 +105,6 @@ enum Command {
         #[arg(long, default_value_t = 512)]
         text_tokens: u32,
     },
-    /// Tries a machine with NVIDIA GPUs; `tests/gpu/run.sh` runs all parts
-    Gpu(gpu::Gpu),
     /// The whole program, cold: `diffgentor t2i` with the arguments after `--`
     E2e {
         /// The `diffgentor` program
@@ -139,10 +146,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // as the program does
     dg_map::keep_large_blocks();
-    if let Command::Gpu(gpu) = cli.command {
-        return gpu::run(gpu, cli.json);
-    }
-    match run(cli.command) {
+    let timed = match cli.command {
+        Command::Gpu(gpu) => return gpu::run(gpu, cli.json),
+        Command::Timed(timed) => timed,
+    };
+    match run(timed) {
         Ok(report) => {
             println!("{}", if cli.json { report.to_string() } else { measure::line(&report) });
             ExitCode::SUCCESS
@@ -154,18 +162,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<serde_json::Value, Failure> {
-    match command {
-        Command::Make { folder, preset } => make::all(&folder, preset),
-        Command::Peak { run } => measure::peak_alone(&run),
-        Command::Dit { run, image_tokens, text_tokens } => parts::dit(&run, image_tokens, text_tokens),
-        Command::Vae { run, side } => parts::vae(&run, side),
-        Command::Text { run, tokens } => parts::text(&run, tokens),
-        Command::Attention { run, heads, head_dim, tokens } => {
-            parts::attention(&run, heads, head_dim, tokens)
-        }
-        Command::Parallel { run, side, text_tokens } => parallel::layouts(&run, side, text_tokens),
-        Command::Gpu(_) => Err("it is run elsewhere".into()),
-        Command::E2e { program, run, arguments } => whole::e2e(&program, &run, &arguments),
+fn run(timed: Timed) -> Result<serde_json::Value, Failure> {
+    match timed {
+        Timed::Make { folder, preset } => make::all(&folder, preset),
+        Timed::Peak { run } => measure::peak_alone(&run),
+        Timed::Dit { run, image_tokens, text_tokens } => parts::dit(&run, image_tokens, text_tokens),
+        Timed::Vae { run, side } => parts::vae(&run, side),
+        Timed::Text { run, tokens } => parts::text(&run, tokens),
+        Timed::Attention { run, heads, head_dim, tokens } => parts::attention(&run, heads, head_dim, tokens),
+        Timed::Parallel { run, side, text_tokens } => parallel::layouts(&run, side, text_tokens),
+        Timed::E2e { program, run, arguments } => whole::e2e(&program, &run, &arguments),
     }
 }

@@ -102,22 +102,19 @@ impl Kind {
 /// Runs a part and prints what it has found; fails if something was not as it should be.
 pub(crate) fn run(gpu: Gpu, json: bool) -> ExitCode {
     let device = gpu.device;
-    if let What::Summary { folder } = &gpu.what {
-        return summary::run(folder, json);
-    }
-    let (name, done) = match gpu.what {
-        What::Doctor => ("doctor", Ok(doctor::look(device))),
-        What::Kernels => ("kernels", kernels::run(device)),
-        What::Golden { data } => ("golden", golden::run(device, &data)),
-        What::Conformance { schedules } => ("conformance", conformance::run(device, schedules)),
-        What::Denoise { shape } => ("denoise", denoise::run(device, &shape)),
-        What::Ranks { shape } => ("ranks", ranks::run(device, &shape)),
-        What::Summary { .. } => unreachable!("dealt with above"),
+    let part = |name, rows: Result<_, Failure>| match rows {
+        Ok(rows) => Part::new(name, device, rows),
+        Err(error) => Part::broken(name, device, &error.to_string()),
     };
-    let part = done.map_or_else(
-        |error| Part::broken(name, device, &error.to_string()),
-        |rows| Part::new(name, device, rows),
-    );
+    let part = match gpu.what {
+        What::Doctor => part("doctor", Ok(doctor::look(device))),
+        What::Kernels => part("kernels", kernels::run(device)),
+        What::Golden { data } => part("golden", golden::run(device, &data)),
+        What::Conformance { schedules } => part("conformance", conformance::run(device, schedules)),
+        What::Denoise { shape } => part("denoise", denoise::run(device, &shape)),
+        What::Ranks { shape } => part("ranks", ranks::run(device, &shape)),
+        What::Summary { folder } => return summary::run(&folder, json),
+    };
     println!("{}", if json { part.json().to_string() } else { part.text() });
     if part.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
