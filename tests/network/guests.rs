@@ -96,6 +96,7 @@ fn long(model: Option<&str>) -> Vec<u8> {
         request_images: 1,
         dtype: DType::Float32,
         time_dtype: TimeDtype::Model,
+        tf32: false,
         vae_tiling: None,
         priority: 0,
     };

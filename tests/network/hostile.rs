@@ -435,6 +435,7 @@ pub(crate) fn job() -> String {
         request_images: 1,
         dtype: DType::Float32,
         time_dtype: TimeDtype::Model,
+        tf32: false,
         vae_tiling: None,
         priority: 0,
     };

@@ -120,6 +120,7 @@ impl Layers {
             (Key::TrueCfgScale, Value::Number(r.true_cfg_scale.value())),
             (Key::Dtype, Value::Text(recipe.dtype.to_string())),
             (Key::TimeDtype, Value::Text(recipe.time_dtype.to_string())),
+            (Key::EnableTf32, Value::Switch(recipe.tf32)),
             (Key::EnableVaeTiling, Value::Switch(recipe.vae_tiling)),
             (Key::Prompt, Value::Text(r.prompt.clone())),
         ];

@@ -143,6 +143,8 @@ settings! {
     TimeDtype: "model" "time_dtype" [] ["DG_T2I_TIME_DTYPE"] true
         Choice(&[&["model"], &["float32", "fp32", "f32"]]), "model", "TYPE", MODEL,
         "Format of time and guidance in a bfloat16 run. model: as diffusers has it. float32: nearer to the float32 picture.";
+    EnableTf32: "model" "enable_tf32" [] ["DG_T2I_ENABLE_TF32"] true
+        Switch, "false", "BOOL", MODEL, "With device cuda and dtype float32: multiply matrices as TF32 (19 bits), which is faster and changes the picture a little.";
     EnableVaeTiling: "model" "enable_vae_tiling" [] ["DG_T2I_ENABLE_VAE_TILING"] true
         Switch, "", "BOOL", MODEL, "Decode in blended tiles: less memory, a slightly different picture. Absent: only for very large pictures.";
     EnableVaeSlicing: "model" "enable_vae_slicing" [] ["DG_T2I_ENABLE_VAE_SLICING"] true

@@ -102,6 +102,9 @@ pub struct Recipe {
     pub dtype: DType,
     /// Format of time and guidance in a bfloat16 run.
     pub time_dtype: TimeDtype,
+    /// Whether GPUs multiplied float32 matrices as TF32.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tf32: bool,
     /// Whether the VAE decoded in blended tiles, which changes the picture a little.
     pub vae_tiling: bool,
     /// The stale pipeline that made it, if one did; other layouts of ranks leave no trace in the picture.

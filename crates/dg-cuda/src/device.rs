@@ -13,7 +13,23 @@ pub fn first() -> Result<Device, String> {
     if Device::enumerate(DeviceType::Cuda).into_vec().is_empty() {
         return Err("burn sees no CUDA device; hint: CUDA_VISIBLE_DEVICES hides devices".into());
     }
+    #[cfg(feature = "kernel-cache")]
+    keep_kernels();
     Ok(Device::cuda(0))
+}
+
+/// Keeps compiled kernels and the results of tuning in the user's cache folder, in a file for each set of visible
+/// devices: processes of one host that have other GPUs do not wait for each other's file. Where there is no such folder
+/// they are kept in memory.
+#[cfg(feature = "kernel-cache")]
+fn keep_kernels() {
+    use std::path::PathBuf;
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    let Some(cache) = cache else { return };
+    cubecl_environment::environment::set_root(cache.join("diffgentor/kernels"));
+    let devices = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_else(|_| "all".into());
+    cubecl_environment::environment::activate(format!("gpus-{devices}"));
 }
 
 /// Waits for the device, and gives the memory back that no tensor uses and that was kept for later ones.

@@ -2,9 +2,11 @@
 //!
 //! # Layout
 //! - `device`: the device of this process
+//! - `kernels`: own kernels for what burn does in several passes, or not at all
 //! - `tensor`: tensors as messages and back, without copying, and `Tensors`, the arena in which received
 //!   messages are tensors from the start
 #![cfg(feature = "cuda")]
 
 pub mod device;
+pub mod kernels;
 pub mod tensor;

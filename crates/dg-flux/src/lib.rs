@@ -100,6 +100,24 @@ pub fn device(kind: DeviceKind) -> Result<Device, String> {
     }
 }
 
+/// Lets float32 matrices be multiplied as TF32 on GPUs, in this process, from now on. Off at first.
+pub fn allow_tf32(yes: bool) {
+    dg_kernels::allow_tf32(yes);
+}
+
+/// Waits until a GPU has done what it was given, so that a step's time is its own and a job that is stopped leaves no
+/// queue behind. What has failed is told where it is read.
+#[cfg(feature = "cuda")]
+pub(crate) fn settle(device: &Device) {
+    if !is_cpu(device) {
+        let _ = device.sync();
+    }
+}
+
+/// The CPU is never behind.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn settle(_device: &Device) {}
+
 /// Whether tensors of the device are memory of the host.
 #[cfg(feature = "cuda")]
 pub(crate) fn is_cpu(device: &Device) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::plug;
 use crate::simd::{Attention, Cpu, Finish, Product, Right, Rows, Unary, Values, View};
-use crate::{Precision, reference, scratch};
+use crate::{Precision, device, reference, scratch};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -67,8 +67,9 @@ pub fn attention_segments(
     tensors.collect()
 }
 
-/// The outputs of [`attention_segments`] alone: the same bits on a CPU. On a device, in a bfloat16 run with `scale`
-/// 1/√d, they come from burn's fused attention, which keeps no scores and tells no logarithms.
+/// The outputs of [`attention_segments`] alone: the same bits on a CPU. On a device without a kernel of its own for
+/// them, in a bfloat16 run with `scale` 1/√d, they come from burn's fused attention, which keeps no scores and tells no
+/// logarithms.
 ///
 /// # Panics
 /// As [`attention_segments`].
@@ -81,11 +82,35 @@ pub fn attention_outputs(
 ) -> Vec<Tensor<4>> {
     let first = k.first().map(Tensor::dims);
     let is_usual = |d: usize| (scale * (d as f32).sqrt() - 1.0).abs() < 1e-3;
-    let fits = p == Precision::Bf16 && first.is_some_and(|[_, _, _, d]| is_usual(d));
+    let own = q.first().is_some_and(|q| device::attends(q, p));
+    let fits = !own && p == Precision::Bf16 && first.is_some_and(|[_, _, _, d]| is_usual(d));
     if fits && q.iter().chain(&k).all(|t| !reference::is_flex(t)) {
         return reference::fused_attention(q, k, v);
     }
     attention_segments(q, k, v, scale, p).into_iter().map(|(out, _)| out).collect()
+}
+
+/// [`attention_segments`] without a rounding, for [`merge_partials`]; `p` says which values queries, keys and values have.
+/// On a device with a kernel for bfloat16 it is that one, in a bfloat16 run.
+///
+/// # Panics
+/// As [`attention_segments`].
+pub fn attention_partials(
+    q: Vec<Tensor<4>>,
+    k: Vec<Tensor<4>>,
+    v: Vec<Tensor<4>>,
+    scale: f32,
+    p: Precision,
+) -> Vec<(Tensor<4>, Tensor<3>)> {
+    if q.first().is_some_and(|q| device::attends(q, p)) {
+        let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
+        let one = |q: Tensor<4>| match device::attention(&q, &k, &v, scale, p, false) {
+            Some(result) => result,
+            None => reference::attention(q, k.clone(), v.clone(), scale, Precision::F32),
+        };
+        return q.into_iter().map(one).collect();
+    }
+    attention_segments(q, k, v, scale, Precision::F32)
 }
 
 /// Merges two results of [`attention()`] over disjoint keys, in f32 (round the last one with

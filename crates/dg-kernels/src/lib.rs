@@ -21,6 +21,7 @@
 //! - `conv`: 3×3 and 1×1 convolutions
 //! - `tokens`: [`embedding`], concatenation, [`from_vec`], [`to_vec`]
 //! - [`mod@reference`]: all of it in plain burn
+//! - `device`: the kernels of GPUs, where there are some
 //! - `plug`: from tensors to slices and back; `scratch`: kept memory
 //! - `simd`: everything unsafe
 //!
@@ -44,6 +45,7 @@
 
 mod attention;
 mod conv;
+mod device;
 mod elementwise;
 mod group_norm;
 mod linear;
@@ -55,8 +57,11 @@ mod scratch;
 mod simd;
 mod tokens;
 
-pub use attention::{attention, attention_outputs, attention_segments, attention_with_bias, merge_partials};
+pub use attention::{
+    attention, attention_outputs, attention_partials, attention_segments, attention_with_bias, merge_partials,
+};
 pub use conv::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled};
+pub use device::{allow_tf32, is_tf32_allowed};
 pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
 pub use group_norm::group_norm;
 pub use linear::{Activation, SharedLayer, linear, linear_add, linear_gated, linear_shared, linear_then};

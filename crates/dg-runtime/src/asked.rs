@@ -118,6 +118,13 @@ pub fn dtype(settings: &Settings) -> DType {
     }
 }
 
+/// Whether float32 matrices are multiplied as TF32, as far as that has an effect: on GPUs, and not in a bfloat16 run.
+pub fn tf32(settings: &Settings) -> bool {
+    settings.switch(Key::EnableTf32)
+        && device(settings) == DeviceKind::Cuda
+        && dtype(settings) == DType::Float32
+}
+
 /// What ranks of this process compute on: the CPU, unless a GPU is asked for.
 pub fn device(settings: &Settings) -> DeviceKind {
     match settings.text(Key::Device) {
@@ -143,6 +150,7 @@ pub fn options(settings: &Settings, ask: Ask, trace: bool) -> EngineOptions {
     EngineOptions {
         dtype: dtype(settings),
         time_dtype: time_dtype(settings),
+        tf32: tf32(settings),
         threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
         vae_tiling: settings.switch_if_any(Key::EnableVaeTiling),
         release_encoders: false,

@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub dtype: DType,
     /// Format of time and guidance in a bfloat16 run.
     pub time_dtype: TimeDtype,
+    /// Multiply float32 matrices as TF32 on GPUs. Of a whole process: the last one that was started says it.
+    pub tf32: bool,
     /// Threads of each rank's pool.
     pub threads: NonZeroUsize,
     /// Decode in tiles: yes, no, or above [`dg_flux::tiling::PIXELS_MAX`] pixels.
@@ -79,6 +81,7 @@ impl Default for EngineOptions {
         Self {
             dtype: DType::Float32,
             time_dtype: TimeDtype::Model,
+            tf32: false,
             threads: NonZeroUsize::MIN,
             vae_tiling: None,
             release_encoders: false,
@@ -131,6 +134,7 @@ impl Cluster {
         let repo = repo.into();
         let shape = repo.shape().clone();
         let plan = load_plan(&shape, &options.parallel.ask, options.dtype)?;
+        dg_flux::allow_tf32(options.tf32);
         let computing = PipelineOptions {
             device: dg_flux::device(options.device).map_err(StartError::Device)?,
             dtype: options.dtype,
@@ -215,7 +219,7 @@ impl Cluster {
 
     /// A job as it travels.
     fn body(&self, spec: &JobSpec, there: &There) -> JobBody {
-        let EngineOptions { dtype, time_dtype, vae_tiling, parallel, priority, .. } = &self.options;
+        let EngineOptions { dtype, time_dtype, tf32, vae_tiling, parallel, priority, .. } = &self.options;
         let layout = Layout { dp: 1, ..parallel.ask.layout };
         JobBody {
             batch: spec.batch.to_vec(),
@@ -225,6 +229,7 @@ impl Cluster {
             request_images: parallel.request_images,
             dtype: *dtype,
             time_dtype: *time_dtype,
+            tf32: *tf32,
             vae_tiling: *vae_tiling,
             priority: *priority,
         }

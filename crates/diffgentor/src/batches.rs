@@ -76,7 +76,7 @@ impl<'a> Runner<'a> {
         let todo = prepared.todo();
         let batches = plan::batches(&prepared.plan.pictures, &todo, prepared.batch_size());
         let silent = s.switch(Key::Quiet) || s.switch(Key::NoProgress) || todo.is_empty();
-        let progress = Progress::new(silent, todo.len(), batches.len());
+        let progress = Progress::new(silent, todo.len(), batches.len(), prepared.is_on_gpu());
         let printer = Printer::new(s.switch(Key::Json));
         let (failures, held) = (Vec::new(), BTreeMap::new());
         Self { prepared, recorder, batches, printer, progress, reached: 0, failures, written: 0, held }

@@ -99,7 +99,7 @@ pub(crate) fn prepare(
     warn_idle(&settings, &model, &spread);
     let options = engine::options(
         (asked::device(&settings), dtype),
-        asked::time_dtype(&settings),
+        (asked::time_dtype(&settings), asked::tf32(&settings)),
         setup::threads(&settings, spread.ranks() as u64),
         settings.switch_if_any(Key::EnableVaeTiling),
         parallel(&settings, &spread),
@@ -162,9 +162,15 @@ impl Prepared {
             model: self.model.clone(),
             dtype: self.options.dtype,
             time_dtype: self.options.time_dtype,
+            tf32: self.options.tf32,
             vae_tiling,
             pipefusion: self.spread.pipefusion(request),
         }
+    }
+
+    /// Whether this process computes on a GPU.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        self.options.device == dg_runtime::DeviceKind::Cuda
     }
 
     /// Most pictures that one replica computes together.

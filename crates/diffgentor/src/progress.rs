@@ -12,6 +12,8 @@ pub(crate) struct Progress {
     form: Form,
     pictures: usize,
     batches: usize,
+    /// Kernels are compiled and tuned when they are first used, which has not happened yet.
+    is_cold: bool,
     /// Batches in flight by number, from 0.
     flight: BTreeMap<usize, Batch>,
 }
@@ -34,13 +36,13 @@ struct Batch {
 
 impl Progress {
     /// Progress over this many pictures in this many batches.
-    pub(crate) fn new(silent: bool, pictures: usize, batches: usize) -> Self {
+    pub(crate) fn new(silent: bool, pictures: usize, batches: usize, is_cold: bool) -> Self {
         let form = match silent {
             true => Form::Silent,
             false if std::io::stderr().is_terminal() => bars(pictures),
             false => Form::Lines,
         };
-        Self { form, pictures, batches, flight: BTreeMap::new() }
+        Self { form, pictures, batches, is_cold, flight: BTreeMap::new() }
     }
 
     /// A message about a stage that has no steps: loading.
@@ -70,13 +72,14 @@ impl Progress {
         let head = self.head(number);
         let Some(batch) = self.flight.get_mut(&number) else { return };
         let StepEvent::Step { step, seconds, .. } = event else {
-            if let (StepEvent::TextEncoded { .. }, Form::Bars { steps, .. }, true) =
-                (event, &self.form, is_lead)
-            {
-                steps.set_message(head);
+            if matches!(event, StepEvent::TextEncoded { .. }) && is_lead {
+                self.first_step(&head);
             }
             return;
         };
+        if std::mem::take(&mut self.is_cold) && matches!(self.form, Form::Lines) {
+            log::note(&format!("the kernels are ready; the first step took {}", clock(*seconds)));
+        }
         batch.step = *step;
         batch.seconds += seconds;
         match &self.form {
@@ -85,6 +88,19 @@ impl Progress {
                 log::note(&format!("{head}: {}", batch.pace()));
             }
             _ => (),
+        }
+    }
+
+    /// A batch comes to its first step.
+    fn first_step(&self, head: &str) {
+        match &self.form {
+            Form::Bars { steps, .. } if self.is_cold => {
+                steps.enable_steady_tick(Duration::from_millis(100));
+                steps.set_message(format!("{head}: {WARM_UP}"));
+            }
+            Form::Bars { steps, .. } => steps.set_message(head.to_string()),
+            Form::Lines if self.is_cold => log::note(&format!("{head}: {WARM_UP}")),
+            Form::Lines | Form::Silent => (),
         }
     }
 
@@ -211,6 +227,8 @@ fn clock(seconds: f64) -> String {
         s => format!("{:.1} h", s / 3600.0),
     }
 }
+
+const WARM_UP: &str = "first step; the GPU's kernels are compiled and tuned, which can take minutes";
 
 const LINE_PAUSE: Duration = Duration::from_secs(5);
 /// Fast runs need no ten lines.

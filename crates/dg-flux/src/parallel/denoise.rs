@@ -201,6 +201,7 @@ impl Run<'_> {
                 }
             }
             watch.see(&format!("latents_{}", step + 1), &x);
+            crate::settle(&self.denoiser.device);
             if is_decoder {
                 let seconds = start.elapsed().as_secs_f64();
                 let images = (0..images).collect();

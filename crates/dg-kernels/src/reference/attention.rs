@@ -1,7 +1,7 @@
 //! Attention from matrix products, a block of queries at a time so that memory stays bounded.
 
-use super::{cast, round};
-use crate::Precision;
+use super::{cast, matmul, round};
+use crate::{Precision, device};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Tensor, activation, module};
 
@@ -18,6 +18,9 @@ pub fn attention(
         let lse = Tensor::full([b, h, sq], f32::NEG_INFINITY, (&device, DType::F32));
         return (Tensor::zeros([b, sq, h, d], (&device, kind)), lse);
     }
+    if let Some(result) = device::attention(&q, &k, &v, scale, p, true) {
+        return result;
+    }
     let k = cast(&k, DType::F32).swap_dims(1, 2).transpose();
     let v = cast(&v, DType::F32).swap_dims(1, 2);
     let (mut out, mut lse) = (Vec::new(), Vec::new());
@@ -27,11 +30,11 @@ pub fn attention(
         // always the same number of rows: the matrix product sums few rows differently
         let padding = Tensor::zeros([b, QUERIES - n, h, d], (&device, DType::F32));
         let part = if n < QUERIES { Tensor::cat(vec![part, padding], 1) } else { part };
-        let s = part.swap_dims(1, 2).matmul(k.clone()) * scale;
+        let s = matmul(part.swap_dims(1, 2), k.clone()) * scale;
         let top = s.clone().max_dim(3);
         let sum = (s.clone() - top.clone()).exp().sum_dim(3);
         lse.push((sum.log() + top).squeeze_dim::<3>(3).narrow(2, 0, n));
-        let o = activation::softmax(s, 3).matmul(v.clone()).swap_dims(1, 2).narrow(1, 0, n);
+        let o = matmul(activation::softmax(s, 3), v.clone()).swap_dims(1, 2).narrow(1, 0, n);
         out.push(cast(&round(o, p), kind));
     }
     (Tensor::cat(out, 1), Tensor::cat(lse, 2))
@@ -105,9 +108,9 @@ pub fn attention_with_bias(
     let one = |t: &Tensor<4>, i| cast(&t.clone().narrow(2, i, 1), DType::F32).swap_dims(1, 2);
     let heads = (0..h).map(|i| {
         let of_head = bias.clone().narrow(0, if bias.dims()[0] == 1 { 0 } else { i }, 1);
-        let s = round(one(&q, i).matmul(one(&k, i).transpose()), p);
+        let s = round(matmul(one(&q, i), one(&k, i).transpose()), p);
         let s = round(round(s * scale, p) + cast(&of_head, DType::F32).unsqueeze::<4>(), p);
-        let o = round(activation::softmax(s, 3), p).matmul(one(&v, i));
+        let o = matmul(round(activation::softmax(s, 3), p), one(&v, i));
         cast(&round(o, p), kind).swap_dims(1, 2)
     });
     Tensor::cat(heads.collect(), 2)

@@ -9,7 +9,7 @@ mod spatial;
 pub use attention::{attention, attention_segments, attention_with_bias, fused_attention, merge_partials};
 pub use spatial::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_norm};
 
-use crate::{Activation, Precision, SharedLayer};
+use crate::{Activation, Precision, SharedLayer, device};
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Int, Tensor, activation};
 
@@ -58,8 +58,13 @@ fn product_on_device(x: Tensor<2>, w: &Tensor<2>, p: Precision) -> Tensor<2> {
     let kind = x.dtype();
     match p {
         Precision::Bf16 => x.cast(DType::BF16).matmul(cast(w, DType::BF16).transpose()).cast(kind),
-        Precision::F32 => x.matmul(cast(w, kind).transpose()),
+        Precision::F32 => matmul(x, cast(w, kind).transpose()),
     }
+}
+
+/// `left · right`, in f32 if they are.
+pub(crate) fn matmul<const D: usize>(left: Tensor<D>, right: Tensor<D>) -> Tensor<D> {
+    device::matmul_f32(&left, &right).unwrap_or_else(|| left.matmul(right))
 }
 
 pub(crate) fn is_flex<const D: usize>(x: &Tensor<D>) -> bool {
@@ -178,6 +183,9 @@ pub fn layer_norm_modulate(
     eps: f64,
     p: Precision,
 ) -> Tensor<3> {
+    if let Some(y) = device::layer_norm_modulate(&x, &shift, &scale, eps, p) {
+        return y;
+    }
     let (shift, scale) = (cast(&shift, DType::F32), cast(&scale, DType::F32));
     in_f32(x, |x| {
         let gain = round(scale + 1.0, p).unsqueeze_dim::<3>(1);
@@ -207,6 +215,9 @@ pub fn rms_norm_rope(
     eps: f64,
     p: Precision,
 ) -> Tensor<4> {
+    if let Some(y) = device::rms_norm_rope(&x, weight, cos, sin, eps, p) {
+        return y;
+    }
     let [b, s, h, d] = x.dims();
     let table = |t: &Tensor<2>| cast(t, DType::F32).reshape([1, s, 1, d / 2, 1]);
     let (cos, sin) = (table(cos), table(sin));

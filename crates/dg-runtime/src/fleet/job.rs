@@ -27,6 +27,9 @@ pub struct JobBody {
     pub dtype: DType,
     /// Format of time and guidance in a bfloat16 run.
     pub time_dtype: TimeDtype,
+    /// Multiply float32 matrices as TF32 on GPUs.
+    #[serde(default)]
+    pub tf32: bool,
     /// Decode in tiles.
     pub vae_tiling: Option<bool>,
     /// Larger is sooner; what is above [`PRIORITY_MAX`](crate::PRIORITY_MAX) counts as that.
@@ -84,6 +87,7 @@ impl JobBody {
         EngineOptions {
             dtype: self.dtype,
             time_dtype: self.time_dtype,
+            tf32: self.tf32,
             threads,
             vae_tiling: self.vae_tiling,
             release_encoders: false,

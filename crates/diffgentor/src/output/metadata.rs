@@ -72,6 +72,7 @@ pub(crate) mod tests {
             model: ModelId { id: "demo".into(), hash: "0123456789abcdef".into() },
             dtype: DType::Float32,
             time_dtype: TimeDtype::Model,
+            tf32: false,
             vae_tiling: false,
             pipefusion: None,
         }

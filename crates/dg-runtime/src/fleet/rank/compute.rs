@@ -132,6 +132,7 @@ impl Computer {
             // The head has this process ended and another one started.
             return Err(Trouble::DeviceLost);
         }
+        dg_flux::allow_tf32(attempt.body.tf32);
         let key = attempt.engine_key();
         self.need = attempt.plan.memory(attempt.team.me).total();
         let device = match &mut self.device {
