@@ -131,8 +131,10 @@ impl Cluster {
         let repo = repo.into();
         let shape = repo.shape().clone();
         let plan = load_plan(&shape, &options.parallel.ask, options.dtype)?;
+        let device = dg_flux::device(options.device).map_err(StartError::Device)?;
         let computing = PipelineOptions {
-            device: dg_flux::device(options.device).map_err(StartError::Device)?,
+            free_memory: crate::memory::free(options.device, &device),
+            device,
             dtype: options.dtype,
             time_dtype: options.time_dtype,
             vae_tiling: options.vae_tiling,

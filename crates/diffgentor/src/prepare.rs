@@ -188,11 +188,11 @@ impl Prepared {
             n => format!(" of {n} ranks"),
         };
         let message = format!(
-            "not enough memory: about {} needed ({} weights, text encoders given back, + {} activations{ranks}), {} \
-             free{limit}",
+            "not enough memory: about {} needed ({} weights, text encoders given back, + {} activations{ranks}, \
+             pictures decoded in bands), {} free{limit}",
             machine::bytes(need.least()),
             machine::bytes(need.weights - need.encoders.min(need.weights)),
-            machine::bytes(need.activations),
+            machine::bytes(need.activations_least),
             machine::bytes(have.available),
         );
         if self.settings.switch(Key::Force) {

@@ -133,7 +133,7 @@ impl Computer {
             return Err(Trouble::DeviceLost);
         }
         let key = attempt.engine_key();
-        self.need = attempt.plan.memory(attempt.team.me).total();
+        self.need = attempt.plan.memory(attempt.team.me).resident_least();
         let device = match &mut self.device {
             Some(device) => device,
             none => none.insert(RankDevice::open(kind(&self.setup)).map_err(Trouble::Error)?),
@@ -150,6 +150,7 @@ impl Computer {
                 time_dtype: attempt.body.time_dtype,
                 vae_tiling: attempt.body.vae_tiling,
                 release_encoders: false,
+                free_memory: crate::memory::free(device.kind, &device.tensors),
             };
             let load = || Pipeline::load_rank(repo, options, &attempt.plan, attempt.team.me);
             let loaded = self.pool.install(load);

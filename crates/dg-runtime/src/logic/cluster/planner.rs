@@ -88,7 +88,8 @@ impl AskPlanner {
         let plan = Plan::new(work, &ask).ok()?;
         let run = Duration::try_from_secs_f64(plan.predict(&supply.machine(&self.machine)).run_s)
             .unwrap_or(Duration::MAX);
-        let choice = Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.total() };
+        let choice =
+            Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.resident_least() };
         Some((choice, plan))
     }
 }
