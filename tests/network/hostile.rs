@@ -436,6 +436,7 @@ pub(crate) fn job() -> String {
         dtype: DType::Float32,
         time_dtype: TimeDtype::Model,
         vae_tiling: None,
+        ranks_on: None,
         priority: 0,
     };
     let text = serde_json::to_string(&body).expect("JSON");

@@ -67,11 +67,14 @@ pub use pipeline::{FreeMemory, Pipeline, PipelineOptions};
 pub use repo::ModelRepo;
 pub use source::ModelSource;
 
+use serde::{Deserialize, Serialize};
+
 /// Where tensors are and are computed on.
 pub use burn::tensor::Device;
 
 /// What a rank computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     /// The processor.
     #[default]

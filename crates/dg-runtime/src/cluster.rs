@@ -39,6 +39,8 @@ pub struct EngineOptions {
     pub parallel: Parallel,
     /// What ranks of this process compute on. Those of a cluster have what its file says.
     pub device: DeviceKind,
+    /// On a cluster of processes: which of its ranks make the pictures; absent, those on GPUs if it has any.
+    pub ranks_on: Option<DeviceKind>,
     /// On a cluster of processes: jobs of a higher priority begin before all that wait with a lower one, up to
     /// [`PRIORITY_MAX`].
     pub priority: u8,
@@ -84,6 +86,7 @@ impl Default for EngineOptions {
             release_encoders: false,
             parallel: Parallel::default(),
             device: DeviceKind::Cpu,
+            ranks_on: None,
             priority: 0,
         }
     }
@@ -217,7 +220,7 @@ impl Cluster {
 
     /// A job as it travels.
     fn body(&self, spec: &JobSpec, there: &There) -> JobBody {
-        let EngineOptions { dtype, time_dtype, vae_tiling, parallel, priority, .. } = &self.options;
+        let EngineOptions { dtype, time_dtype, vae_tiling, parallel, ranks_on, priority, .. } = &self.options;
         let layout = Layout { dp: 1, ..parallel.ask.layout };
         JobBody {
             batch: spec.batch.to_vec(),
@@ -228,6 +231,7 @@ impl Cluster {
             dtype: *dtype,
             time_dtype: *time_dtype,
             vae_tiling: *vae_tiling,
+            ranks_on: *ranks_on,
             priority: *priority,
         }
     }
