@@ -356,3 +356,42 @@ fn a_doctor_looks_at_the_machine_and_the_cluster() {
         output.stdout
     );
 }
+
+/// GPUs of this host must be there; what tells NCCL is looked at for every node, on this host with what ranks inherit.
+#[test]
+fn a_doctor_looks_at_gpus_and_at_what_tells_nccl() {
+    let place = rig();
+    let gpus = "[[node]]\nname = \"gpus\"\nlocal = true\ngpus = [999]\n\
+                [node.env]\nNCCL_SOCKET_IFNAME = \"=nowhere0\"\nNCCL_DEBUG = \"WARN\"\n";
+    place.write("rig.toml", format!("[cluster]\nlisten = \"127.0.0.1:0\"\n{gpus}"));
+    let env = [("NCCL_COMM_BLOCKING", "1"), ("NCCL_SHM_DISABLE", "1"), ("NCCL_NO_SUCH_WORD", "x")];
+    let output = place.cluster(&args(&["doctor", "-o", "json"]), &env);
+    expect_exit(&output, 4, &["must be put right", "hint: "]);
+    let object: Value = serde_json::from_str(&output.stdout).expect("one JSON object");
+    let said = |name: &str, status: &str, words: &str| {
+        let checks = object["checks"].as_array().expect("a list");
+        let is = |check: &&Value| check["name"] == name && check["status"] == status;
+        let found = checks.iter().filter(is).any(|c| c["detail"].as_str().is_some_and(|d| d.contains(words)));
+        assert!(found, "no {status} of `{name}` with `{words}` in {object:#}");
+    };
+    said("gpus", "fail", "");
+    said("nccl env", "ok", "node `gpus`: NCCL_DEBUG=WARN, NCCL_SHM_DISABLE=1 (environment)");
+    said("nccl env", "fail", "NCCL_SOCKET_IFNAME==nowhere0: this host has no such interface: ");
+    said("nccl env", "fail", "NCCL_COMM_BLOCKING=1 (environment): calls of NCCL would block");
+    said("nccl env", "warn", "NCCL_NO_SUCH_WORD=x (environment): not a variable that is known");
+    said("cuda build", "fail", "built without CUDA");
+    let far = "[cluster]\nlisten = \"10.0.0.1:7443\"\n\
+               [[node]]\nname = \"far\"\naddress = \"10.0.0.2\"\ngpus = [0]\n\
+               [node.env]\nNCCL_SOCKET_IFNAME = \"nowhere0\"\n";
+    place.write("rig.toml", far);
+    let output = place.cluster(&args(&["doctor"]), &env).expect_success().stdout;
+    assert!(output.contains("ok     nccl env      node `far`: NCCL_SOCKET_IFNAME=nowhere0"), "{output}");
+    assert!(!output.contains("NCCL_COMM_BLOCKING") && !output.contains("cuda build"), "{output}");
+    place.write("rig.toml", FILE);
+    assert!(!place.cluster(&args(&["doctor"]), &env).stdout.contains("nccl"), "nobody has GPUs");
+    let own = place.run_with(&["doctor"], &env).expect_success().stdout;
+    assert!(
+        own.contains("NCCL_SHM_DISABLE=1") && own.contains("NCCL_NO_SUCH_WORD=x: not a variable"),
+        "{own}"
+    );
+}

@@ -8,6 +8,7 @@ mod deploy;
 mod gpu;
 mod hub;
 mod live;
+mod mixed;
 mod output;
 mod place;
 mod plan;

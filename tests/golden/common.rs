@@ -1,7 +1,7 @@
 //! Models, requests and comparisons that the suites share.
 
 use dg_core::{DType, GenerateRequest, ImageSize, NoiseIndex, Scale, Seed, SequenceLength, Steps, TimeDtype};
-use dg_flux::{ModelRepo, ModelSource, Pipeline, PipelineOptions};
+use dg_flux::{FreeMemory, ModelRepo, ModelSource, Pipeline, PipelineOptions};
 use dg_testkit::GoldenTensor;
 use serde_json::Value;
 use std::fs;
@@ -20,8 +20,14 @@ pub(crate) fn demo() -> ModelRepo {
 
 /// A loaded model.
 pub(crate) fn pipeline(repo: &ModelRepo, dtype: DType) -> Pipeline {
-    let (device, time_dtype) = (dg_flux::cpu(), TimeDtype::Model);
-    let options = PipelineOptions { device, dtype, time_dtype, vae_tiling: None, release_encoders: true };
+    pipeline_with(repo, dtype, None)
+}
+
+/// A loaded model that asks for the memory that is free.
+pub(crate) fn pipeline_with(repo: &ModelRepo, dtype: DType, free_memory: Option<FreeMemory>) -> Pipeline {
+    let (device, time_dtype, vae_tiling) = (dg_flux::cpu(), TimeDtype::Model, None);
+    let options =
+        PipelineOptions { device, dtype, time_dtype, vae_tiling, release_encoders: true, free_memory };
     Pipeline::load(repo, options).expect("a test model")
 }
 

@@ -49,6 +49,7 @@ impl Copy {
             time_dtype: dg_core::TimeDtype::Model,
             vae_tiling: None,
             release_encoders: false,
+            free_memory: None,
         };
         Pipeline::load(&repo, options)
     }

@@ -98,6 +98,7 @@ fn long(model: Option<&str>) -> Vec<u8> {
         time_dtype: TimeDtype::Model,
         tf32: false,
         vae_tiling: None,
+        ranks_on: None,
         priority: 0,
     };
     serde_json::to_vec(&body).expect("JSON")
@@ -233,4 +234,35 @@ fn nodes_that_come_and_go_while_a_model_is_looked_for_are_counted() {
     });
     signal(&rig, &agent, "-CONT");
     rig.await_status("with it again", Duration::from_secs(15), is("up"));
+}
+
+/// The GPUs of `evil` begin nothing; who wants its CPUs does not wait for those who want them.
+#[test]
+fn jobs_for_cpus_run_beside_those_that_wait_for_gpus() {
+    let _alone = alone();
+    let nodes = "[[node]]\nname = \"left\"\nlocal = true\nranks = 2\ncpu_threads = 1\n\
+                 [[node]]\nname = \"evil\"\nlocal = true\nlaunch = \"manual\"\ngpus = [0, 1]\n\
+                 [parallel]\nulysses_degree = 2\ndata_parallel_degree = 2\n";
+    let rig = Rig::up(nodes, None, false);
+    let all = |status: &serde_json::Value, states: [&str; 2]| {
+        let ranks = status["ranks"].as_array().expect("a list");
+        ranks.iter().take(2).all(|rank| states.contains(&rank["state"].as_str().unwrap_or_default()))
+    };
+    rig.await_status("left is up", Duration::from_secs(30), |status| all(status, ["idle"; 2]));
+    run(async {
+        let (bus, _link) = join(&rig).await;
+        rig.await_status("both", Duration::from_secs(5), |status| status["nodes"][1]["state"] == "up");
+        let on = |device| [SMALL, &["--device", device]].concat();
+        let waits = rig.start("waits", &on("cuda"));
+        rig.await_status("one waits", Duration::from_secs(20), |status| status["waiting"] == 1);
+        assert!(rig.pictures("cpu", &on("cpu")) == rig.serial(SMALL));
+        let status = rig.status();
+        assert!(status["waiting"] == 1 && all(&status, ["idle"; 2]), "{status:#}");
+        for signal in ["-TERM", "-KILL"] {
+            let _ = std::process::Command::new("kill").args([signal, &waits.id().to_string()]).status();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        finish(waits, TIMEOUT);
+        bus.stop();
+    });
 }

@@ -437,6 +437,7 @@ pub(crate) fn job() -> String {
         time_dtype: TimeDtype::Model,
         tf32: false,
         vae_tiling: None,
+        ranks_on: None,
         priority: 0,
     };
     let text = serde_json::to_string(&body).expect("JSON");

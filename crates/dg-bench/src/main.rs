@@ -75,6 +75,9 @@ enum Timed {
         /// Width and height in pixels
         #[arg(long, default_value_t = 512)]
         side: u32,
+        /// In bands of rows, as where memory is short
+        #[arg(long)]
+        bands: bool,
     },
     /// Encoding one prompt by CLIP and T5
     Text {
@@ -167,7 +170,7 @@ fn run(timed: Timed) -> Result<serde_json::Value, Failure> {
         Timed::Make { folder, preset } => make::all(&folder, preset),
         Timed::Peak { run } => measure::peak_alone(&run),
         Timed::Dit { run, image_tokens, text_tokens } => parts::dit(&run, image_tokens, text_tokens),
-        Timed::Vae { run, side } => parts::vae(&run, side),
+        Timed::Vae { run, side, bands } => parts::vae(&run, side, bands),
         Timed::Text { run, tokens } => parts::text(&run, tokens),
         Timed::Attention { run, heads, head_dim, tokens } => parts::attention(&run, heads, head_dim, tokens),
         Timed::Parallel { run, side, text_tokens } => parallel::layouts(&run, side, text_tokens),

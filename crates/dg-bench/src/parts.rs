@@ -3,6 +3,7 @@
 use crate::measure::repeat;
 use crate::{Failure, Run};
 use burn::tensor::Tensor;
+use dg_core::shape::BAND_BYTES;
 use dg_core::{ImageSize, ModelShape};
 use dg_flux::attend::Serial;
 use dg_flux::conditioning::Moment;
@@ -55,13 +56,16 @@ pub(crate) fn dit(run: &Run, image_tokens: usize, text_tokens: usize) -> Result<
     })
 }
 
-/// Decoding one square picture.
-pub(crate) fn vae(run: &Run, side: u32) -> Result<Value, Failure> {
+/// Decoding one square picture, at once or in bands.
+pub(crate) fn vae(run: &Run, side: u32, bands: bool) -> Result<Value, Failure> {
     let (shape, files) = open(run, "vae", "diffusion_pytorch_model")?;
     let decoder = Decoder::load(&files.loader(&dg_flux::cpu(), P), &shape.vae)?;
     let (size, _) = ImageSize::fit(side, side)?;
     let z = normal(1, [1, shape.vae.latent_channels, size.latent_height(), size.latent_width()]);
-    repeat("vae", run, 0.0, || drop(decoder.forward(z.clone(), &mut |_, _| Ok(()))))
+    repeat(if bands { "vae in bands" } else { "vae" }, run, 0.0, || match bands {
+        true => drop(decoder.forward_in_bands(z.clone(), BAND_BYTES, &mut || Ok(()))),
+        false => drop(decoder.forward(z.clone(), &mut |_, _| Ok(()))),
+    })
 }
 
 /// Encoding one prompt of random ids by both encoders.

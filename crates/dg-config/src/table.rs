@@ -176,7 +176,7 @@ settings! {
     Backend: "parallel" "backend" [] ["DG_T2I_BACKEND"] true
         Choice(&[&["auto"], &["xdit"], &["serial"]]), "auto", "NAME", MACHINE, "auto and xdit do what the degrees say; serial refuses more than one rank.";
     Device: "parallel" "device" [] ["DG_T2I_DEVICE"] true
-        Choice(&[&["auto"], &["cpu"], &["cuda"]]), "auto", "NAME", MACHINE, "Where to compute.";
+        Choice(&[&["auto"], &["cpu"], &["cuda"]]), "auto", "NAME", MACHINE, "Where to compute. With --cluster: on which of its ranks; auto: on GPUs if it has any.";
     Threads: "parallel" "threads" [] ["DG_T2I_THREADS"] true
         Integer(1, 1024), "", "N", MACHINE, "Threads of each rank. Default: the physical cores that this process may use, shared out among the ranks.";
     DryRun: "" "dry_run" [] ["DG_T2I_DRY_RUN"] true

@@ -160,7 +160,24 @@ impl VaeShape {
         let next = *self.channels.get(1).unwrap_or(&self.channels[0]) as u64;
         pixels.saturating_mul(4 * (3 * outer + next))
     }
+
+    /// The same if it is decoded in bands of [`BAND_BYTES`]: never more. Two maps of the outermost level, or the
+    /// doubled map of the next one and two of its own, and bands.
+    pub fn banded_decode_bytes(&self, pixels: u64) -> u64 {
+        let level =
+            |i: usize| *self.channels.get(i).unwrap_or(&self.channels[self.channels.len() - 1]) as u64;
+        let widest = (2 * level(0) + PICTURE_CHANNELS).max((2 * level(1) + level(2)).div_ceil(4));
+        let banded = pixels.saturating_mul(4 * widest).saturating_add(BANDS_HELD * BAND_BYTES);
+        banded.min(self.decode_bytes(pixels))
+    }
 }
+
+/// Bytes of one band of rows, as f32, when a picture is decoded in bands.
+pub const BAND_BYTES: u64 = 64 << 20;
+/// Bands that are in hand at a time: read, convolved, and without its neighbours' rows; and one that others wait for.
+const BANDS_HELD: u64 = 4;
+/// Red, green and blue.
+const PICTURE_CHANNELS: u64 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,7 @@
 //!     time_dtype: TimeDtype::Model,
 //!     vae_tiling: None,
 //!     release_encoders: false,
+//!     free_memory: None,
 //! };
 //! let mut pipeline = Pipeline::load(&repo, options)?;
 //! let (size, _) = ImageSize::fit(512, 512).unwrap();
@@ -62,15 +63,18 @@ pub mod weights;
 pub use config::{ModelConfig, ScheduleConfig};
 pub use error::{ModelError, PassError, RunError};
 pub use picture::Picture;
-pub use pipeline::{Pipeline, PipelineOptions};
+pub use pipeline::{FreeMemory, Pipeline, PipelineOptions};
 pub use repo::ModelRepo;
 pub use source::ModelSource;
+
+use serde::{Deserialize, Serialize};
 
 /// Where tensors are and are computed on.
 pub use burn::tensor::Device;
 
 /// What a rank computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     /// The processor.
     #[default]

@@ -10,10 +10,13 @@ use crate::vae::Decoder;
 use crate::watch::{Cancelled, Watch};
 use crate::{ModelConfig, ModelError, ModelRepo, RunError};
 use burn::tensor::{Device, Tensor};
+use dg_core::shape::BAND_BYTES;
 use dg_core::{DType, GenerateRequest, StepEvent, TimeDtype};
 use dg_kernels::{self as k, Precision};
 use dg_plan::Plan;
+use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// How a model computes.
@@ -30,6 +33,31 @@ pub struct PipelineOptions {
     /// Give back the memory of the text encoders once the prompts of a batch are encoded, to read them again for the
     /// next.
     pub release_encoders: bool,
+    /// Asked before a picture is decoded; if little is free it is decoded in bands, to the same picture. Without it
+    /// nothing is asked.
+    pub free_memory: Option<FreeMemory>,
+}
+
+/// Tells how many bytes are free where the tensors are, if that is known.
+#[derive(Clone)]
+pub struct FreeMemory(Arc<dyn Fn() -> Option<u64> + Send + Sync>);
+
+impl FreeMemory {
+    /// From a question that is asked on threads of the pool that computes.
+    pub fn new(ask: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    /// What is free now.
+    pub fn ask(&self) -> Option<u64> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for FreeMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FreeMemory")
+    }
 }
 
 /// A loaded model on one rank: all of it, or what its role needs.
@@ -231,12 +259,28 @@ impl Pipeline {
         let vae_tiling = Tiling::applies(vae, request.size, self.options.vae_tiling);
         let z = self.vae_input(latents::unpack(latents, request.size));
         let decoder = self.decoder.as_ref().expect("a rank that decodes");
-        let whole = |z: Tensor<4>| decoder.forward(z, &mut |_, _| watch.check());
-        let decoded = if vae_tiling { Tiling::new(vae).decode(z, p, whole) } else { whole(z) }?;
+        let decode = |z: Tensor<4>| match self.is_short_for(&z) {
+            true => decoder.forward_in_bands(z, BAND_BYTES, &mut || watch.check()),
+            false => decoder.forward(z, &mut |_, _| watch.check()),
+        };
+        let decoded = if vae_tiling { Tiling::new(vae).decode(z, p, decode) } else { decode(z) }?;
         let rgb = picture::to_rgb(decoded, p);
         let pixels_blake3 = blake3::hash(&rgb).to_hex().to_string();
         let (size, seed) = (request.size, request.seed);
         Ok(Picture { size, rgb, seed, vae_tiling, pixels_blake3, latents_blake3 })
+    }
+
+    /// Whether less is free than decoding `z` at once takes, and a quarter more. Group norms are computed in f32, so
+    /// that is what counts in a bfloat16 run, too.
+    fn is_short_for(&self, z: &Tensor<4>) -> bool {
+        let (vae, [images, _, h, w]) = (&self.config.shape.vae, z.dims());
+        let need = vae.decode_bytes((images * h * w * vae.factor().pow(2)) as u64);
+        let free = self.options.free_memory.as_ref().and_then(FreeMemory::ask);
+        let is_short = free.is_some_and(|free| free < need.saturating_add(need / 4));
+        if is_short {
+            tracing::debug!(need, free, "little memory is free: the picture is decoded in bands");
+        }
+        is_short
     }
 
     /// From the transformer's scale of latents to the VAE's.

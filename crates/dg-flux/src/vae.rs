@@ -3,6 +3,8 @@
 //! R. Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), as
 //! diffusers' `autoencoder_kl.py` runs it; no quantisation convolutions.
 
+mod banded;
+
 use crate::ModelError;
 use crate::watch::Cancelled;
 use crate::weights::{Linear, Loader};

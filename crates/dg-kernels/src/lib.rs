@@ -17,7 +17,8 @@
 //! - `linear`: [`linear()`], [`linear_then`], [`linear_shared`], [`linear_gated`], [`linear_add`]
 //! - `attention`: [`attention()`], [`attention_segments`], [`attention_with_bias`], [`merge_partials`]
 //! - `elementwise`: activations, [`add`], [`mul`], [`gated_residual`], [`round`]
-//! - `norm`: norms over the last dimension, with modulation or rotation; [`group_norm()`]
+//! - `norm`: norms over the last dimension, with modulation or rotation
+//! - `group_norm`: [`group_norm()`], of a whole map or of its bands
 //! - `conv`: 3×3 and 1×1 convolutions
 //! - `tokens`: [`embedding`], concatenation, [`from_vec`], [`to_vec`]
 //! - [`mod@reference`]: all of it in plain burn
@@ -63,11 +64,11 @@ pub use attention::{
 pub use conv::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled};
 pub use device::{allow_tf32, is_tf32_allowed};
 pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
-pub use group_norm::group_norm;
+pub use group_norm::{GroupMoments, GroupSums, group_norm, group_norm_by, group_sums};
 pub use linear::{Activation, SharedLayer, linear, linear_add, linear_gated, linear_shared, linear_then};
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm, rms_norm_rope, t5_norm};
 pub use precision::Precision;
-pub use tokens::{cat_channels, cat_tokens, embedding, from_vec, to_vec};
+pub use tokens::{cat_channels, cat_rows, cat_tokens, embedding, from_vec, to_vec};
 
 /// Which path f32 tensors on the CPU take in this process: `"avx512"`, `"avx2"` or `"portable"`. `DG_KERNELS`
 /// with one of these values takes at most that one.

@@ -44,6 +44,33 @@ pub fn cat_channels(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
     joined(a, b, (c1, c2), [n, s, c1 + c2])
 }
 
+/// `[b, c, rows, w]` one below the other, from the top down, `[b, c, h, w]`. A part may lie scattered, as
+/// some rows of a larger map do; a single one that does not is returned as it is.
+///
+/// # Panics
+/// Without a part, and if they differ in anything but their rows.
+pub fn cat_rows(mut parts: Vec<Tensor<4>>) -> Tensor<4> {
+    if parts.iter().any(|part| plug::native(part).is_none()) {
+        return if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 2) };
+    }
+    let [b, c, _, w] = parts[0].dims();
+    let mut parts: Vec<_> = parts.into_iter().map(plug::rows).collect();
+    if parts.len() == 1 && parts[0].is_contiguous() {
+        return plug::wrap(parts.remove(0));
+    }
+    let views: Vec<_> = parts.iter().map(plug::view).collect();
+    assert!(views.iter().all(|v| [v.dims[0], v.dims[1], v.dims[3]] == [b, c, w]), "rows of other maps");
+    let h: usize = views.iter().map(|view| view.dims[2]).sum();
+    let mut out = vec![0f32; b * c * h * w];
+    out.par_chunks_mut(h * w).enumerate().for_each(|(plane, to)| {
+        let rows = views.iter().flat_map(|view| (0..view.dims[2]).map(move |y| (view, y)));
+        for (to, (view, y)) in to.chunks_exact_mut(w).zip(rows) {
+            to.copy_from_slice(view.row(plane / c, plane % c, y));
+        }
+    });
+    plug::tensor(out, [b, c, h, w])
+}
+
 /// A tensor around `data`, f32 on `device`; on the CPU without a copy.
 ///
 /// # Panics

@@ -10,7 +10,8 @@
 //! - [`nccl`]: [`Nccl`]: the communicator; [`agree`]: whether all ranks have what it needs
 //! - `edge`: one direction between two ranks; `engine`: the thread that makes all calls to NCCL; `ticket`: what goes
 //!   over the host's plane beside the data
-//! - [`facts`]: what this machine has of all that, for `doctor`; [`usage`]: how busy its devices are
+//! - [`facts`]: what this machine has of all that, for `doctor`; [`usage`]: how busy its devices are; [`variables`]:
+//!   what the environment tells NCCL
 //! - [`mod@error`]: what can go wrong, [`GpuError`]
 //!
 //! # How messages travel
@@ -44,6 +45,7 @@ pub mod memory;
 pub mod nccl;
 mod ticket;
 pub mod usage;
+pub mod variables;
 
 pub use driver::{Context, Driver};
 pub use error::{GpuError, Version};

@@ -19,6 +19,8 @@ pub struct RankMemory {
     pub encoding: u64,
     /// Activations of denoising or decoding, whichever has more.
     pub activations: u64,
+    /// The same when pictures are decoded in bands, as they are where memory is short.
+    pub activations_least: u64,
 }
 
 impl RankMemory {
@@ -27,9 +29,15 @@ impl RankMemory {
         self.encoders + self.resident() + self.activations.max(self.encoding)
     }
 
-    /// The peak when encoders are there only while prompts are encoded, before all else. A run needs at least this.
+    /// The peak when all weights stay and pictures are decoded in bands.
+    pub fn resident_least(&self) -> u64 {
+        self.encoders + self.resident() + self.activations_least.max(self.encoding)
+    }
+
+    /// The peak when, besides, encoders are there only while prompts are encoded, before all else. A run needs at
+    /// least this.
     pub fn least(&self) -> u64 {
-        (self.encoders + self.encoding).max(self.resident() + self.activations)
+        (self.encoders + self.encoding).max(self.resident() + self.activations_least)
     }
 
     fn resident(&self) -> u64 {
@@ -55,12 +63,15 @@ impl Plan {
         // dg-core counts in f32
         let scaled = |bytes: u64| bytes / 4 * b;
         let mut activations = self.denoise_bytes(rank);
+        let mut activations_least = activations;
         let mut encoding = 0;
         if rank == self.encoder_rank(rank) {
             encoding = scaled(shape.t5.activation_bytes(self.work.text_tokens));
         }
         if rank == self.decoder_rank(rank) {
-            activations = activations.max(scaled(shape.vae.decode_bytes(self.work.size.pixels())));
+            let pixels = self.work.size.pixels();
+            activations = activations.max(scaled(shape.vae.decode_bytes(pixels)));
+            activations_least = activations_least.max(scaled(shape.vae.banded_decode_bytes(pixels)));
         }
         RankMemory {
             transformer: weights(Part::is_transformer, held.transformer),
@@ -69,6 +80,7 @@ impl Plan {
             kv_buffers: self.kv_bytes(rank),
             encoding,
             activations,
+            activations_least,
         }
     }
 

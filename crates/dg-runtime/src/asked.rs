@@ -109,9 +109,9 @@ pub fn ranks_to_fill(settings: &Settings) -> Option<u64> {
     settings.integer_if_any(Key::NumGpus).filter(|n| *n > 1 && !has_degrees(settings))
 }
 
-/// Format of the arithmetic: `auto` is float32 on the CPU, bfloat16 on a GPU.
-pub fn dtype(settings: &Settings) -> DType {
-    match (settings.text(Key::Dtype), device(settings)) {
+/// Format of the arithmetic on ranks of that kind: `auto` is float32 on the CPU, bfloat16 on a GPU.
+pub fn dtype(settings: &Settings, device: DeviceKind) -> DType {
+    match (settings.text(Key::Dtype), device) {
         (Some("bfloat16"), _) => DType::Bfloat16,
         (Some("float32"), _) | (_, DeviceKind::Cpu) => DType::Float32,
         (_, DeviceKind::Cuda) => DType::Bfloat16,
@@ -119,17 +119,22 @@ pub fn dtype(settings: &Settings) -> DType {
 }
 
 /// Whether float32 matrices are multiplied as TF32, as far as that has an effect: on GPUs, and not in a bfloat16 run.
-pub fn tf32(settings: &Settings) -> bool {
-    settings.switch(Key::EnableTf32)
-        && device(settings) == DeviceKind::Cuda
-        && dtype(settings) == DType::Float32
+pub fn tf32(settings: &Settings, device: DeviceKind) -> bool {
+    let has_effect = device == DeviceKind::Cuda && dtype(settings, device) == DType::Float32;
+    settings.switch(Key::EnableTf32) && has_effect
 }
 
 /// What ranks of this process compute on: the CPU, unless a GPU is asked for.
 pub fn device(settings: &Settings) -> DeviceKind {
+    asked_device(settings).unwrap_or_default()
+}
+
+/// What is asked for by name.
+pub fn asked_device(settings: &Settings) -> Option<DeviceKind> {
     match settings.text(Key::Device) {
-        Some("cuda") => DeviceKind::Cuda,
-        _ => DeviceKind::Cpu,
+        Some("cuda") => Some(DeviceKind::Cuda),
+        Some("cpu") => Some(DeviceKind::Cpu),
+        _ => None,
     }
 }
 
@@ -148,9 +153,9 @@ pub fn options(settings: &Settings, ask: Ask, trace: bool) -> EngineOptions {
     let share = processors / usize::try_from(ask.layout.ranks()).unwrap_or(usize::MAX).max(1);
     let threads = settings.integer_if_any(Key::Threads).map_or(share, |n| n as usize);
     EngineOptions {
-        dtype: dtype(settings),
+        dtype: dtype(settings, device(settings)),
         time_dtype: time_dtype(settings),
-        tf32: tf32(settings),
+        tf32: tf32(settings, device(settings)),
         threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
         vae_tiling: settings.switch_if_any(Key::EnableVaeTiling),
         release_encoders: false,
@@ -161,6 +166,7 @@ pub fn options(settings: &Settings, ask: Ask, trace: bool) -> EngineOptions {
             ..Parallel::default()
         },
         device: device(settings),
+        ranks_on: asked_device(settings),
         priority: 0,
     }
 }

@@ -178,7 +178,7 @@ fn work(repo: &ModelRepo, settings: &dg_config::Settings) -> Option<Work> {
         request_images: images,
         batch: settings.integer(Key::BatchSize) as usize,
         true_cfg: settings.number(Key::TrueCfgScale) > 1.0 && settings.text(Key::NegativePrompt).is_some(),
-        dtype: asked::dtype(settings),
+        dtype: asked::dtype(settings, asked::device(settings)),
         weights: Some(repo.held()),
         ..Work::one(repo.shape().clone(), size)
     })

@@ -41,6 +41,8 @@ pub struct EngineOptions {
     pub parallel: Parallel,
     /// What ranks of this process compute on. Those of a cluster have what its file says.
     pub device: DeviceKind,
+    /// On a cluster of processes: which of its ranks make the pictures; absent, those on GPUs if it has any.
+    pub ranks_on: Option<DeviceKind>,
     /// On a cluster of processes: jobs of a higher priority begin before all that wait with a lower one, up to
     /// [`PRIORITY_MAX`].
     pub priority: u8,
@@ -87,6 +89,7 @@ impl Default for EngineOptions {
             release_encoders: false,
             parallel: Parallel::default(),
             device: DeviceKind::Cpu,
+            ranks_on: None,
             priority: 0,
         }
     }
@@ -135,8 +138,10 @@ impl Cluster {
         let shape = repo.shape().clone();
         let plan = load_plan(&shape, &options.parallel.ask, options.dtype)?;
         dg_flux::allow_tf32(options.tf32);
+        let device = dg_flux::device(options.device).map_err(StartError::Device)?;
         let computing = PipelineOptions {
-            device: dg_flux::device(options.device).map_err(StartError::Device)?,
+            free_memory: crate::memory::free(options.device, &device),
+            device,
             dtype: options.dtype,
             time_dtype: options.time_dtype,
             vae_tiling: options.vae_tiling,
@@ -219,7 +224,8 @@ impl Cluster {
 
     /// A job as it travels.
     fn body(&self, spec: &JobSpec, there: &There) -> JobBody {
-        let EngineOptions { dtype, time_dtype, tf32, vae_tiling, parallel, priority, .. } = &self.options;
+        let EngineOptions { dtype, time_dtype, tf32, vae_tiling, parallel, ranks_on, priority, .. } =
+            &self.options;
         let layout = Layout { dp: 1, ..parallel.ask.layout };
         JobBody {
             batch: spec.batch.to_vec(),
@@ -231,6 +237,7 @@ impl Cluster {
             time_dtype: *time_dtype,
             tf32: *tf32,
             vae_tiling: *vae_tiling,
+            ranks_on: *ranks_on,
             priority: *priority,
         }
     }

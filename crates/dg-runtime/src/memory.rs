@@ -1,10 +1,10 @@
 //! What a run will need, before anything is loaded.
 
-use crate::EngineOptions;
+use crate::{EngineOptions, machine};
 use dg_core::GenerateRequest;
-use dg_flux::ModelRepo;
 use dg_flux::modulation::Ahead;
 use dg_flux::tiling::Tiling;
+use dg_flux::{Device, DeviceKind, FreeMemory, ModelRepo};
 
 /// Bytes that a run will hold at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct MemoryNeed {
     pub encoders: u64,
     /// Activations of the hungriest moment.
     pub activations: u64,
+    /// The same when pictures are decoded in bands.
+    pub activations_least: u64,
 }
 
 impl MemoryNeed {
@@ -23,9 +25,11 @@ impl MemoryNeed {
         self.weights.saturating_add(self.activations)
     }
 
-    /// The peak when the text encoders are given back once the prompts are encoded.
+    /// The peak when the text encoders are given back once the prompts are encoded, and pictures are decoded in
+    /// bands. A run needs at least this.
     pub fn least(self) -> u64 {
-        self.total().saturating_sub(self.encoders).max(self.encoders)
+        let all = self.weights.saturating_add(self.activations_least);
+        all.saturating_sub(self.encoders).max(self.encoders)
     }
 }
 
@@ -47,11 +51,40 @@ pub fn memory_need(
         let tile = (shape.vae.sample_size as u64).pow(2);
         let tiled = Tiling::applies(&shape.vae, r.size, options.vae_tiling);
         let pixels = if tiled { tile } else { r.size.pixels() };
-        denoise.max(shape.vae.decode_bytes(pixels)).max(shape.t5.activation_bytes(text))
+        let others = denoise.max(shape.t5.activation_bytes(text));
+        [shape.vae.decode_bytes(pixels), shape.vae.banded_decode_bytes(pixels)].map(|n| n.max(others))
     };
-    let hungriest = requests.iter().map(one).max().unwrap_or(0);
-    let activations = hungriest.saturating_add(repo.converted_bytes(options.dtype));
-    MemoryNeed { weights: repo.weight_bytes(), encoders: repo.encoder_bytes(), activations }
+    let hungriest = |i: usize| {
+        let most = requests.iter().map(|request| one(request)[i]).max().unwrap_or(0);
+        most.saturating_add(repo.converted_bytes(options.dtype))
+    };
+    MemoryNeed {
+        weights: repo.weight_bytes(),
+        encoders: repo.encoder_bytes(),
+        activations: hungriest(0),
+        activations_least: hungriest(1),
+    }
+}
+
+/// Who knows what is free on a device of that kind; nobody, if the driver does not tell.
+pub(crate) fn free(kind: DeviceKind, device: &Device) -> Option<FreeMemory> {
+    match kind {
+        DeviceKind::Cpu => Some(FreeMemory::new(|| machine::memory().map(|memory| memory.available))),
+        #[cfg(feature = "cuda")]
+        DeviceKind::Cuda => {
+            let context = dg_nccl::Driver::load().and_then(|driver| driver.context(0)).ok()?;
+            let device = device.clone();
+            Some(FreeMemory::new(move || {
+                dg_cuda::device::give_back(&device);
+                context.memory().ok().map(|(free, _)| free)
+            }))
+        }
+        #[cfg(not(feature = "cuda"))]
+        DeviceKind::Cuda => {
+            let _ = device;
+            None
+        }
+    }
 }
 
 /// Memory of a process, as far as the system tells.

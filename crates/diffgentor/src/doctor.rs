@@ -7,7 +7,10 @@ use crate::{hub, machine, models};
 use dg_core::ExitCode;
 use dg_flux::ModelRepo;
 use dg_nccl::facts::{Facts, Found};
+use dg_nccl::variables::{Host, Verdict};
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::Path;
 
 /// One line.
@@ -35,6 +38,9 @@ pub(crate) fn doctor(json: bool) -> Result<ExitCode, Failure> {
     let mut checks = vec![cpu(), threads(), memory(), disk(), demo(), hub()];
     let needed = checks.len();
     checks.extend(gpus(&dg_nccl::facts::look()));
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    checks.extend(variables(&std::env::vars_os().filter_map(text).collect(), &Host::this()));
     if json {
         // a GPU is not missed: pictures are made without one
         let ok = checks.iter().take(needed).all(|c| c.ok);
@@ -140,7 +146,8 @@ fn gpus(facts: &Facts) -> Vec<Check> {
         )
     });
     let mut checks: Vec<Check> = devices.collect();
-    if checks.is_empty() {
+    checks.push(build(cfg!(feature = "cuda")));
+    if driver.devices.is_empty() {
         checks.push(Check::bad("gpu", "the driver sees no device", "CUDA_VISIBLE_DEVICES hides devices"));
     }
     let packages =
@@ -155,6 +162,38 @@ fn gpus(facts: &Facts) -> Vec<Check> {
     ));
     let nccl = facts.nccl.clone().map_err(|error| error.to_string());
     checks.push(found("nccl", nccl, "one GPU needs none; several of one job do"));
+    checks
+}
+
+/// Whether this program computes on them.
+fn build(has_cuda: bool) -> Check {
+    match has_cuda {
+        true => Check::good("cuda build", "pictures can be made on GPUs"),
+        false => Check::bad(
+            "cuda build",
+            "this build computes on the CPU only",
+            "build with `--features cuda` (docs/gpu.md)",
+        ),
+    }
+}
+
+/// What the environment tells NCCL: a line for what is well, and one for each variable that is not.
+fn variables(environment: &BTreeMap<String, String>, host: &Host) -> Vec<Check> {
+    let name = "nccl env";
+    let (mut fine, mut checks) = (Vec::new(), Vec::new());
+    for finding in dg_nccl::variables::look(environment, Some(host)) {
+        let set = format!("{}={}", finding.name, finding.value);
+        match finding.verdict {
+            Verdict::Fine => fine.push(set),
+            Verdict::Odd(what) | Verdict::Bad(what) => {
+                let hint = "change it, or leave it out; docs/gpu.md has those that matter";
+                checks.push(Check::bad(name, format!("{set}: {what}"), hint));
+            }
+        }
+    }
+    if !fine.is_empty() {
+        checks.insert(0, Check::good(name, fine.join(", ")));
+    }
     checks
 }
 
@@ -215,6 +254,7 @@ mod tests {
         let expected = [
             ("gpu", true),
             ("gpu", true),
+            ("cuda build", cfg!(feature = "cuda")),
             ("driver", true),
             ("nvrtc", true),
             ("cuda", false),
@@ -222,9 +262,9 @@ mod tests {
         ];
         assert_eq!(names, expected);
         assert_eq!(checks[1].detail, "1: H200, 139.0 GiB");
-        assert_eq!(checks[2].detail, "570.1, CUDA 12.8, /lib/x.so");
+        assert_eq!(checks[3].detail, "570.1, CUDA 12.8, /lib/x.so");
         assert!(
-            checks[5].hint.as_ref().is_some_and(|hint| hint.contains("libnccl2") && hint.contains("one GPU"))
+            checks[6].hint.as_ref().is_some_and(|hint| hint.contains("libnccl2") && hint.contains("one GPU"))
         );
         let (tried, reason) = none("libcuda.so.1");
         let bare = gpus(&Facts { driver: Err(GpuError::NoDriver { tried, reason }), ..facts });

@@ -2,11 +2,13 @@
 
 use crate::layout;
 use crate::remote::Remote;
+use dg_config::Settings;
 use dg_core::{DType, GenerateRequest, GenerationDefaults, ImageSize, ModelId, ModelShape, TimeDtype};
 use dg_flux::modulation::Ahead;
 use dg_flux::tiling::Tiling;
 use dg_flux::{ModelRepo, ModelSource};
 use dg_plan::Machine;
+use dg_runtime::asked;
 use std::num::NonZeroUsize;
 
 pub(crate) use dg_runtime::{
@@ -51,6 +53,14 @@ impl Model {
         match self {
             Self::There(remote) => remote.machine.clone(),
             Self::Here(_) => layout::this_machine(),
+        }
+    }
+
+    /// What its ranks compute on.
+    pub(crate) fn device(&self, settings: &Settings) -> DeviceKind {
+        match self {
+            Self::There(remote) => remote.device,
+            Self::Here(_) => asked::device(settings),
         }
     }
 

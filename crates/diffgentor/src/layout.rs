@@ -8,8 +8,8 @@ use dg_config::{Key, Settings};
 use dg_core::{DType, GenerateRequest, ImageSize, ModelShape, PipeFusion};
 use dg_flux::ModelRepo;
 use dg_plan::{
-    Ask, Bounds, Candidate, Cause, Layout, Links, Machine, Passes, Pipeline, Plan, Refusal, Search,
-    WeightBytes, Work, known, machine,
+    Ask, Bounds, Candidate, Cause, Layout, Links, Machine, Passes, Pipeline, Plan, RankMemory, Refusal,
+    Search, WeightBytes, Work, known, machine,
 };
 use dg_runtime::asked;
 
@@ -213,18 +213,21 @@ impl Spread {
             return need;
         }
         let plans = self.plans.iter().filter(|plan| requests.iter().any(|r| is_kind(&plan.work, r)));
-        let of_ranks = plans
+        let of_ranks: Vec<[u64; 2]> = plans
             .filter(|plan| plan.ranks() > 1 || plan.passes == Passes::Patches)
             .map(|plan| {
                 let tiled = engine::tiles(repo.shape(), plan.work.size, options.vae_tiling);
-                activations(plan, tiled) + converted(plan, repo.converted_bytes(options.dtype))
+                let converted = converted(plan, repo.converted_bytes(options.dtype));
+                activations(plan, tiled).map(|bytes| bytes + converted)
             })
-            .max();
-        need.activations = match of_ranks {
+            .collect();
+        let most = |i: usize, alone: u64| match of_ranks.iter().map(|bytes| bytes[i]).max() {
             Some(bytes) if self.ranks() > 1 => bytes,
-            Some(bytes) => bytes.max(need.activations),
-            None => need.activations,
+            Some(bytes) => bytes.max(alone),
+            None => alone,
         };
+        need.activations = most(0, need.activations);
+        need.activations_least = most(1, need.activations_least);
         need
     }
 
@@ -243,25 +246,27 @@ impl Spread {
     }
 }
 
-/// Activations, K/V buffers and modulations of all ranks.
-fn activations(plan: &Plan, tiled: bool) -> u64 {
+/// Activations, K/V buffers and modulations of all ranks; and the same when pictures are decoded in bands.
+fn activations(plan: &Plan, tiled: bool) -> [u64; 2] {
     let mut plan = plan.clone();
     let tile = plan.work.shape.vae.sample_size as u32;
     if let (true, Ok((size, _))) = (tiled, ImageSize::fit(tile, tile)) {
         // only the decoder looks at the size
         plan.work.size = size;
     }
-    let of_rank = |rank: u32| {
-        let memory = plan.memory(rank);
-        memory.kv_buffers + memory.activations.max(memory.encoding)
-    };
     let layout = plan.layout;
-    let replica: u64 = (0..layout.replica_ranks() as u32).map(of_rank).sum();
+    let ranks: Vec<RankMemory> = (0..layout.replica_ranks() as u32).map(|rank| plan.memory(rank)).collect();
+    let replica = |activations: fn(&RankMemory) -> u64| -> u64 {
+        ranks.iter().map(|memory| memory.kv_buffers + activations(memory).max(memory.encoding)).sum()
+    };
     let images = plan.batch_images() * plan.branches();
     let ahead = engine::modulation_bytes(&plan.work.shape, images, plan.work.steps);
     // stages share the modulations, the others have all of them
     let holders = layout.replica_ranks() / u64::from(layout.pp);
-    u64::from(layout.dp).saturating_mul(replica.saturating_add(holders.saturating_mul(ahead)))
+    let all = |replica: u64| {
+        u64::from(layout.dp).saturating_mul(replica.saturating_add(holders.saturating_mul(ahead)))
+    };
+    [all(replica(|memory| memory.activations)), all(replica(|memory| memory.activations_least))]
 }
 
 /// Bytes of weights that all ranks make anew, if one rank alone makes `whole`.

@@ -82,7 +82,8 @@ pub(crate) fn prepare(
     };
     let plan = plan::plan(&rows, files, &settings, base, template).map_err(|e| refuse(&input, &e))?;
     plan.warnings.iter().for_each(log::warn_once);
-    let dtype = asked::dtype(&settings);
+    let device = model.device(&settings);
+    let dtype = asked::dtype(&settings, device);
     let requests = plan.pictures.iter().map(|p| &p.request);
     let spread = layout::spread(
         &settings,
@@ -97,13 +98,16 @@ pub(crate) fn prepare(
     }
     spread.warnings().into_iter().for_each(log::warn_once);
     warn_idle(&settings, &model, &spread);
-    let options = engine::options(
-        (asked::device(&settings), dtype),
-        (asked::time_dtype(&settings), asked::tf32(&settings)),
-        setup::threads(&settings, spread.ranks() as u64),
-        settings.switch_if_any(Key::EnableVaeTiling),
-        parallel(&settings, &spread),
-    );
+    let options = EngineOptions {
+        ranks_on: asked::asked_device(&settings),
+        ..engine::options(
+            (device, dtype),
+            (asked::time_dtype(&settings), asked::tf32(&settings, device)),
+            setup::threads(&settings, spread.ranks() as u64),
+            settings.switch_if_any(Key::EnableVaeTiling),
+            parallel(&settings, &spread),
+        )
+    };
     let folder = PathBuf::from(settings.text(Key::OutputDir).unwrap_or("output"));
     let (id, need) = (model.id().clone(), MemoryNeed::default());
     let mut prepared =
@@ -194,11 +198,11 @@ impl Prepared {
             n => format!(" of {n} ranks"),
         };
         let message = format!(
-            "not enough memory: about {} needed ({} weights, text encoders given back, + {} activations{ranks}), {} \
-             free{limit}",
+            "not enough memory: about {} needed ({} weights, text encoders given back, + {} activations{ranks}, \
+             pictures decoded in bands), {} free{limit}",
             machine::bytes(need.least()),
             machine::bytes(need.weights - need.encoders.min(need.weights)),
-            machine::bytes(need.activations),
+            machine::bytes(need.activations_least),
             machine::bytes(have.available),
         );
         if self.settings.switch(Key::Force) {

@@ -3,14 +3,14 @@
 use crate::args::{ClusterArgs, Launch};
 use crate::failure::Failure;
 use crate::{layout, setup};
-use dg_config::{ClusterFile, Key, Layers, Settings, Value, state_folder};
+use dg_config::{ClusterFile, Key, Layers, Node, NodeDevice, Settings, Value, state_folder};
 use dg_core::ExitCode;
 use dg_plan::Machine;
-use dg_runtime::asked;
-use dg_runtime::fleet::client::{AskError, HeadClient, Status};
+use dg_runtime::fleet::client::{AskError, HeadClient, NodeStatus, Status};
 use dg_runtime::fleet::job::ModelCard;
 use dg_runtime::fleet::{head, places};
 use dg_runtime::placed::Placed;
+use dg_runtime::{DeviceKind, asked};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,9 @@ pub(crate) struct Remote {
     pub(crate) name: Option<String>,
     /// What the nodes know of it.
     pub(crate) card: ModelCard,
-    /// Its ranks.
+    /// What makes the pictures: what is asked for, else GPUs if the cluster has any.
+    pub(crate) device: DeviceKind,
+    /// Its ranks of that kind.
     pub(crate) ranks: u64,
     /// What they compute on, and what joins them.
     pub(crate) machine: Machine,
@@ -56,9 +58,22 @@ fn fastest_together(speeds: &[f64]) -> Option<(u64, f64)> {
     together.max_by(|(m, a), (n, b)| (*m as f64 * a).total_cmp(&(*n as f64 * b)).then(m.cmp(n)))
 }
 
-/// Speeds of the ranks of nodes that are up, in falling order; nothing if one of them is not known.
-fn speeds(status: &Status) -> Vec<f64> {
-    let up = status.nodes.iter().filter(|node| node.state == "up");
+/// What makes the pictures: what is asked for, else GPUs if the cluster has any, whether they are there now or not: the
+/// same command means the same format on another day.
+fn device(settings: &Settings, status: &Status) -> DeviceKind {
+    let has_gpus = status.nodes.iter().any(|node| kind(node) == DeviceKind::Cuda);
+    let usual = if has_gpus { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    asked::asked_device(settings).unwrap_or(usual)
+}
+
+/// What a node computes on.
+fn kind(node: &NodeStatus) -> DeviceKind {
+    if node.device == "cpu" { DeviceKind::Cpu } else { DeviceKind::Cuda }
+}
+
+/// Speeds of the ranks of such nodes that are up, in falling order; nothing if one of them is not known.
+fn speeds(status: &Status, device: DeviceKind) -> Vec<f64> {
+    let up = status.nodes.iter().filter(|node| node.state == "up" && kind(node) == device);
     let mut speeds: Vec<f64> =
         up.flat_map(|node| std::iter::repeat_n(node.rank_flops, usize::from(node.ranks))).collect();
     speeds.sort_by(|a, b| b.total_cmp(a));
@@ -117,12 +132,25 @@ pub(crate) async fn connect(
         settings.text(Key::ModelName).filter(|_| settings.is_asked(Key::ModelName)).map(str::to_owned);
     let card = head.model(model.as_deref()).await?;
     let status = head.status().await?;
-    let ranks = file.map_or(status.ranks.len() as u64, ClusterFile::ranks);
+    let device = device(settings, &status);
+    let nodes = status.nodes.iter().filter(|node| kind(node) == device);
+    let ranks = nodes.map(|node| u64::from(node.ranks)).sum();
+    if ranks == 0 {
+        let what = if device == DeviceKind::Cuda { "GPUs" } else { "CPUs" };
+        return Err(Failure::infeasible(format!("the cluster has no ranks on {what}"))
+            .hint("leave --device out, or add nodes"));
+    }
     let machine = match file {
-        Some(file) => Placed::new(&file.nodes, ranks).machine(&file.cluster.links, None),
+        Some(file) => {
+            let is_cuda = |node: &&Node| matches!(node.device, NodeDevice::Cuda { .. });
+            let like = |node: &&Node| is_cuda(node) == (device == DeviceKind::Cuda);
+            let nodes: Vec<Node> = file.nodes.iter().filter(like).cloned().collect();
+            Placed::new(&nodes, ranks).machine(&file.cluster.links, None)
+        }
         None => layout::this_machine(),
     };
-    Ok(Some(Remote { head, name: model, card, ranks, machine, speeds: speeds(&status) }))
+    let speeds = speeds(&status, device);
+    Ok(Some(Remote { head, name: model, card, device, ranks, machine, speeds }))
 }
 
 fn head_options() -> dg_runtime::fleet::client::Options {

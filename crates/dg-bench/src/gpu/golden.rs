@@ -31,6 +31,7 @@ pub(super) fn run(kind: Kind, data: &Path) -> Result<Vec<Row>, Failure> {
             time_dtype: TimeDtype::Model,
             vae_tiling: None,
             release_encoders: false,
+            free_memory: None,
         };
         let mut pipeline = Pipeline::load(&repo, options)?;
         let latents = pipeline.latents(std::slice::from_ref(&request), &mut Unwatched)?;

@@ -1,6 +1,7 @@
 //! `dg-cluster doctor`: what this machine has, and what a cluster needs of it. Nothing is started, no other host asked.
 
 mod cluster;
+mod gpus;
 mod machine;
 
 use crate::args::Form;
@@ -67,6 +68,7 @@ pub(crate) fn doctor(args: &Arguments) -> Result<(), Failure> {
     let mut checks = machine::checks(loaded.as_ref().map(|loaded| &loaded.file));
     if let Some(loaded) = &loaded {
         checks.extend(cluster::checks(&loaded.file));
+        checks.extend(gpus::checks(&loaded.file));
     }
     match args.output {
         Form::Json => print(&object(&checks).to_string())?,

@@ -7,7 +7,10 @@ mod attention;
 mod spatial;
 
 pub use attention::{attention, attention_segments, attention_with_bias, fused_attention, merge_partials};
-pub use spatial::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_norm};
+pub use spatial::{
+    Moments, conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled, group_moments, group_norm,
+    group_norm_by, join_moments,
+};
 
 use crate::{Activation, Precision, SharedLayer, device};
 use burn::backend::DispatchDevice;

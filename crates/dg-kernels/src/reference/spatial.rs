@@ -14,11 +14,54 @@ pub fn group_norm(
     with_silu: bool,
     p: Precision,
 ) -> Tensor<4> {
+    let moments = group_moments(x.clone(), groups);
+    group_norm_by(x, &moments, weight, bias, eps, with_silu, p)
+}
+
+/// Mean and variance of the groups of some images, in f32, each `[b, groups, 1]`.
+pub struct Moments {
+    mean: Tensor<3>,
+    variance: Tensor<3>,
+}
+
+/// Those of `x` `[b, c, h, w]`.
+pub fn group_moments(x: Tensor<4>, groups: usize) -> Moments {
+    let [b, c, h, w] = x.dims();
+    let x: Tensor<3> = cast(&x, DType::F32).reshape([b, groups, c / groups * h * w]);
+    let (variance, mean) = x.var_mean_bias(2);
+    Moments { mean, variance }
+}
+
+/// Those of all values, from those of parts with so many values in each group.
+pub fn join_moments(parts: Vec<(Moments, usize)>) -> Moments {
+    let total: usize = parts.iter().map(|(_, count)| count).sum();
+    let mean_of = |values: Vec<Tensor<3>>| -> Tensor<3> {
+        let weighted = values.into_iter().zip(&parts).map(|(x, (_, n))| x * (*n as f64 / total as f64));
+        weighted.reduce(|a, b| a + b).expect("at least one part")
+    };
+    let mean = mean_of(parts.iter().map(|(part, _)| part.mean.clone()).collect());
+    // what is inside the parts, and what is between them
+    let about = |part: &Moments| part.variance.clone() + (part.mean.clone() - mean.clone()).powi_scalar(2);
+    let variance = mean_of(parts.iter().map(|(part, _)| about(part)).collect());
+    Moments { mean, variance }
+}
+
+/// See [`crate::group_norm_by`].
+pub fn group_norm_by(
+    x: Tensor<4>,
+    moments: &Moments,
+    weight: &Tensor<1>,
+    bias: &Tensor<1>,
+    eps: f64,
+    with_silu: bool,
+    p: Precision,
+) -> Tensor<4> {
     let [b, c, h, w] = x.dims();
     in_f32(x, |x| {
+        let [_, groups, _] = moments.mean.dims();
         let y = x.reshape([b, groups, c / groups * h * w]);
-        let (var, mean) = y.clone().var_mean_bias(2);
-        let y = ((y - mean) * var.add_scalar(eps).sqrt().recip()).reshape([b, c, h, w]);
+        let factor = moments.variance.clone().add_scalar(eps).sqrt().recip();
+        let y = ((y - moments.mean.clone()) * factor).reshape([b, c, h, w]);
         let per_channel = |t: &Tensor<1>| cast(t, DType::F32).reshape([1, c, 1, 1]);
         let y = round(y * per_channel(weight) + per_channel(bias), p);
         if with_silu { silu(y, p) } else { y }

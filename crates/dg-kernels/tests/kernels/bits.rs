@@ -155,6 +155,28 @@ fn shared_memory_is_not_overwritten() {
     assert!(bits(a.0) == bits(partial().0) && bits(a.1) == bits(partial().1));
 }
 
+/// The banded decoder depends on this: rows of a map, normed by the sums of all its bands.
+#[test]
+fn bands_change_no_bit_of_group_norm() {
+    if k::path() == "portable" {
+        return;
+    }
+    let (weight, bias) = (random(2, [12]), random(3, [12]));
+    for (h, w) in [(23, 37), (40, 700), (9, 1)] {
+        let x = random(1, [2, 12, h, w]) + random(4, [2, 12, 1, 1]).expand([2, 12, h, w]) * 30.0;
+        let norm = || k::group_norm(x.clone(), &weight, &bias, 3, 1e-6, true, F32);
+        let whole = bits(norm());
+        for step in [1, 2, 7, 8, 100] {
+            let bands = (0..h).step_by(step).map(|y| x.clone().narrow(2, y, step.min(h - y)));
+            let bands: Vec<Tensor<4>> = bands.collect();
+            let moments = k::GroupMoments::of(bands.iter().map(|band| k::group_sums(band, 3)).collect());
+            let normed =
+                bands.into_iter().map(|b| k::group_norm_by(b, &moments, &weight, &bias, 1e-6, true, F32));
+            assert!(bits(k::cat_rows(normed.collect())) == whole, "bands of {step} rows of {h} x {w}");
+        }
+    }
+}
+
 /// The address of a dense tensor's memory survives an operation in place.
 #[test]
 fn unique_memory_is_reused() {

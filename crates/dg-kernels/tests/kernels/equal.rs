@@ -348,6 +348,22 @@ fn group_norm_equals_its_twin() {
     }
 }
 
+/// On a device the moments of bands are joined in burn's operations.
+#[test]
+fn twins_join_the_moments_of_bands() {
+    // far from zero, so that what is between the bands counts
+    let slope = from_vec((0..19).map(|y| y as f32 * 5.0).collect(), [1, 1, 19, 1], &Device::flex());
+    let x: Tensor<4> = random::<4>(1, [2, 12, 19, 7]) + slope;
+    let (weight, bias) = (random(3, [12]), random(4, [12]));
+    let parts = [(0, 1), (1, 11), (12, 7)].map(|(first, rows)| {
+        let band = x.clone().narrow(2, first, rows);
+        (r::group_moments(band, 4), 3 * rows * 7)
+    });
+    let moments = r::join_moments(parts.into());
+    let by = r::group_norm_by(x.clone(), &moments, &weight, &bias, 1e-6, true, F32);
+    check(by, r::group_norm(x, &weight, &bias, 4, 1e-6, true, F32), 2e-5, F32, "joined moments");
+}
+
 #[test]
 fn convolutions_equal_their_twins() {
     let row = |h, w| (random(1, [2, 3, h, w]), random(2, [4, 3, 3, 3]), random(3, [4]));

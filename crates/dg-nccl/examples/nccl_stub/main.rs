@@ -37,6 +37,11 @@ pub extern "C" fn stub_no_peer(yes: bool) {
 }
 
 #[unsafe(no_mangle)]
+pub extern "C" fn stub_keep(yes: bool) {
+    nccl::KEEP.store(yes, SeqCst);
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn stub_memory(bytes: i64) {
     driver::MEMORY.store(bytes, SeqCst);
 }

@@ -17,6 +17,8 @@ pub(crate) static VERSION: AtomicI32 = AtomicI32::new(22_304);
 pub(crate) static FAIL_AFTER: AtomicI64 = AtomicI64::new(-1);
 /// Communicators whose other end is never found.
 pub(crate) static NO_PEER: AtomicBool = AtomicBool::new(false);
+/// Communicators are not given up while this is so.
+pub(crate) static KEEP: AtomicBool = AtomicBool::new(false);
 /// Communicators that live.
 pub(crate) static COMMS: AtomicI64 = AtomicI64::new(0);
 /// Calls of a communicator after its abort, and other things that must not happen.
@@ -156,6 +158,9 @@ pub unsafe extern "C" fn ncclCommGetAsyncError(comm: *mut c_void, state: *mut c_
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclCommAbort(comm: *mut c_void) -> c_int {
     let comm = comm_of(comm);
+    while KEEP.load(SeqCst) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     comm.aborted.store(true, SeqCst);
     comm.meeting.changed.notify_all();
     COMMS.fetch_sub(1, SeqCst);

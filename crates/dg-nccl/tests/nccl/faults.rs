@@ -146,3 +146,29 @@ fn a_rank_that_is_dropped_is_lost_for_those_who_wait_for_its_data() {
     }
     assert_eq!((stub.counts().communicators, stub.counts().allocated), (0, 0));
 }
+
+/// NCCL hangs where it is to give up: the rank goes on without it, and the process is known to be of no use.
+#[test]
+fn what_is_not_even_given_up_makes_the_process_one_to_end() {
+    let stub = Stub::new();
+    let ranks = stub.ranks(2, Options::default());
+    let first = each(ranks, |comm| {
+        let other = 1 - comm.rank();
+        let met = comm.exchange(&call(10_000), vec![(other, block(4))], &[(other, BlockShape::f32(4))]);
+        assert!(met.is_ok() && !dg_nccl::nccl::is_stuck());
+        stub.keep(true);
+        comm.abort("no more");
+        Instant::now()
+    });
+    // Both ranks were dropped at the end of their threads.
+    for begin in first {
+        assert!(begin.elapsed() < Duration::from_secs(5 * 10), "{:?}", begin.elapsed());
+    }
+    assert!(dg_nccl::nccl::is_stuck());
+    stub.keep(false);
+    let until = Instant::now() + Duration::from_secs(10);
+    while stub.counts().communicators > 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(stub.counts().communicators, 0, "its thread lives on, and ends when NCCL goes on");
+}

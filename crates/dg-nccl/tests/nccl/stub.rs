@@ -88,6 +88,11 @@ impl Stub {
         self.call("stub_no_peer", yes);
     }
 
+    /// Whether an abort of a communicator hangs.
+    pub(crate) fn keep(&self, yes: bool) {
+        self.call("stub_keep", yes);
+    }
+
     pub(crate) fn memory(&self, bytes: i64) {
         self.call("stub_memory", bytes);
     }

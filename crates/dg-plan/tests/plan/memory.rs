@@ -13,12 +13,18 @@ fn one_rank_holds_what_a_serial_run_needs() {
     let decode = shape.vae.decode_bytes(1024 * 1024);
     assert_eq!((need.activations, need.encoding), (denoise.max(decode), shape.t5.activation_bytes(512)));
     assert_eq!(need.transformer, 11_901_408_320 * 4);
+    let banded = shape.vae.banded_decode_bytes(1024 * 1024);
+    assert_eq!(need.activations_least, denoise.max(banded));
+    // two maps of 128 channels and a picture, and four bands of 64 MiB
+    assert_eq!((decode >> 20, banded >> 20), (2560, 2 * 512 + 12 + 256));
+    assert_eq!(shape.vae.banded_decode_bytes(64 * 64), shape.vae.decode_bytes(64 * 64), "one band is a map");
     assert_eq!(need.kv_buffers, 0);
     let alone = plan(&dev(1024), [1, 1, 1, 1, 1]).memory(0);
     // 23.8 GB of transformer, 9.5 of T5, 0.25 of CLIP, 0.1 of decoder
     assert_eq!((alone.transformer + alone.encoders + alone.decoder) / 100_000_000, 336);
     // without T5 and CLIP, once they have done their work
-    assert_eq!(alone.total() - alone.least(), alone.encoders);
+    assert_eq!(alone.total() - alone.resident_least(), alone.activations - alone.activations_least);
+    assert_eq!(alone.resident_least() - alone.least(), alone.encoders);
 }
 
 #[test]

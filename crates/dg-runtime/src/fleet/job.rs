@@ -1,6 +1,6 @@
 //! A job as it travels: what is wanted, what a rank did, the pictures.
 
-use crate::{EngineOptions, JobError, Parallel};
+use crate::{DeviceKind, EngineOptions, JobError, Parallel};
 use bytes::Bytes;
 use dg_core::report::RankReport;
 use dg_core::{DType, GenerateRequest, GenerationDefaults, ImageSize, ModelId, ModelShape, Seed, TimeDtype};
@@ -32,6 +32,9 @@ pub struct JobBody {
     pub tf32: bool,
     /// Decode in tiles.
     pub vae_tiling: Option<bool>,
+    /// Which ranks make it; absent, those on GPUs if there are any.
+    #[serde(default)]
+    pub ranks_on: Option<DeviceKind>,
     /// Larger is sooner; what is above [`PRIORITY_MAX`](crate::PRIORITY_MAX) counts as that.
     pub priority: u8,
 }
@@ -97,7 +100,8 @@ impl JobBody {
                 ..Parallel::default()
             },
             priority: self.priority,
-            device: crate::DeviceKind::Cpu,
+            ranks_on: self.ranks_on,
+            device: DeviceKind::Cpu,
         }
     }
 

@@ -154,6 +154,7 @@ fn simulate(nodes: u32) {
             client: ClientId(number as u32 % 7),
             priority: (number % 3) as u8,
             model: ModelHash(1),
+            kind: None,
             steps: STEPS,
             ranks_min: 1,
             ranks_max: usize::from(SLOTS),

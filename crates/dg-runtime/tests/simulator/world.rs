@@ -183,6 +183,7 @@ impl World {
                 client: ClientId(self.rng.range(0, 2) as u32),
                 priority: self.rng.range(0, 2) as u8,
                 model: ModelHash(1),
+                kind: None,
                 steps: self.steps(),
                 ranks_min: self.rng.range(1, 1 + all.min(3)) as usize,
                 ranks_max: self.rng.range(3, 7) as usize,

@@ -49,6 +49,7 @@ fn of_rank(p: &Planned, rank: u32) -> Value {
         "memory": {
             "transformer": memory.transformer, "encoders": memory.encoders, "decoder": memory.decoder,
             "kv_buffers": memory.kv_buffers, "encoding": memory.encoding, "activations": memory.activations,
+            "activations_least": memory.activations_least,
             "total": memory.total(), "least": memory.least(),
         },
         "sent_per_step": plan.sent_in_step(rank, images, usual_step(plan)),

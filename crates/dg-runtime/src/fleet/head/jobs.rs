@@ -4,14 +4,15 @@ use super::actor::State;
 use super::clients::{Sink, Tell};
 use super::events::Event;
 use super::models::is_same;
-use super::node::hash;
-use crate::PRIORITY_MAX;
+use super::node::{Node, hash};
 use crate::fleet::job::{JobBody, floats_to_bytes, unpack_part};
 use crate::logic::cluster::checkpoint::Reference;
 use crate::logic::cluster::epoch::{Cause, Team};
 use crate::logic::cluster::head;
 use crate::logic::cluster::job::JobSpec;
+use crate::logic::cluster::placement::Kind;
 use crate::logic::cluster::{ClientId, JobId, RankId, Stamp};
+use crate::{DeviceKind, PRIORITY_MAX};
 use bytes::Bytes;
 use dg_core::report::EventReport;
 use dg_core::{ExitCode, ModelShape};
@@ -119,11 +120,8 @@ impl State {
         if let Some(fault) = body.fault() {
             return sink.tell(fail(fault.to_string(), fault.hint(), fault.exit()), Bytes::new());
         }
-        let all: u64 = self.nodes.iter().map(|node| u64::from(node.spec.slots)).sum();
         let needed = Layout { dp: 1, ..body.ask.layout }.ranks();
-        if needed > all {
-            let message = format!("the layout needs {needed} ranks, the cluster has {all}");
-            let hint = "use smaller degrees, or add nodes".to_owned();
+        if let Err((message, hint)) = has_ranks(&self.nodes, body.ranks_on, needed) {
             return sink.tell(fail(message, Some(hint), ExitCode::Infeasible), Bytes::new());
         }
         if self.queued_bytes + self.bytes_in_probes() > QUEUE_BYTES_MAX {
@@ -189,6 +187,7 @@ impl State {
             client: ClientId(number_of(client)),
             priority: body.priority.min(PRIORITY_MAX),
             model,
+            kind: body.ranks_on.map(kind),
             steps: u32::try_from(plan.work.steps).unwrap_or(u32::MAX),
             ranks_min: 1,
             ranks_max: usize::try_from(plan.layout.ranks()).unwrap_or(usize::MAX),
@@ -403,6 +402,36 @@ fn entry(id: JobId, client: &str, body: JobBody, shape: &ModelShape, plan: &Plan
     }
 }
 
+/// Whether there could ever be so many ranks for one replica, which are of one kind; else what to say, and a hint.
+fn has_ranks(nodes: &[Node], asked: Option<DeviceKind>, needed: u64) -> Result<(), (String, String)> {
+    let of = |kind: Kind| -> u64 {
+        nodes.iter().filter(|node| node.kind == kind).map(|node| u64::from(node.spec.slots)).sum()
+    };
+    let (cpu, cuda) = (of(Kind::Cpu), of(Kind::Cuda));
+    let (there, kind) = match asked.map(kind) {
+        Some(Kind::Cpu) => (cpu, " on CPUs"),
+        Some(Kind::Cuda) => (cuda, " on GPUs"),
+        // Without GPUs, its CPUs take the job.
+        None => (cpu.max(cuda), ""),
+    };
+    if there == 0 && needed > 0 {
+        let hint = "leave --device out, or add nodes".to_owned();
+        return Err((format!("the cluster has no ranks{kind}"), hint));
+    }
+    if needed > there {
+        let message = format!("the layout needs {needed} ranks, the cluster has {there}{kind}");
+        return Err((message, "use smaller degrees, or add nodes".into()));
+    }
+    Ok(())
+}
+
+fn kind(of: DeviceKind) -> Kind {
+    match of {
+        DeviceKind::Cpu => Kind::Cpu,
+        DeviceKind::Cuda => Kind::Cuda,
+    }
+}
+
 fn seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
@@ -428,3 +457,28 @@ const DONE_CARD_BYTES_MAX: usize = 4 << 20;
 pub(super) const QUEUE_BYTES_MAX: usize = 128 << 20;
 /// Steps whose parts are waited for.
 const PARTS_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dg_config::ClusterFile;
+    use std::path::Path;
+
+    #[test]
+    fn a_replica_has_the_ranks_of_one_kind() {
+        let text = "[cluster]\nname = \"mixed\"\nlisten = \"127.0.0.1:1\"\n\
+                    [[node]]\nname = \"a\"\nlocal = true\nranks = 3\n\
+                    [[node]]\nname = \"b\"\nlocal = true\ngpus = [0, 1]\n";
+        let nodes = |text: &str| Node::all(&ClusterFile::read(Path::new("mixed.toml"), text).unwrap(), None);
+        let mixed = nodes(text);
+        let refused = |asked, needed| has_ranks(&mixed, asked, needed).err().map(|(message, _)| message);
+        let (cpu, cuda) = (Some(DeviceKind::Cpu), Some(DeviceKind::Cuda));
+        assert_eq!((refused(cpu, 3), refused(cuda, 2), refused(None, 3)), (None, None, None));
+        let message = "the layout needs 3 ranks, the cluster has 2 on GPUs";
+        assert_eq!(refused(cuda, 3).as_deref(), Some(message));
+        assert_eq!(refused(None, 5).as_deref(), Some("the layout needs 5 ranks, the cluster has 3"));
+        let (cpus, _) = text.split_at(text.rfind("[[node]]").unwrap());
+        let (message, hint) = has_ranks(&nodes(cpus), cuda, 1).unwrap_err();
+        assert!(message == "the cluster has no ranks on GPUs" && hint.contains("--device"), "{message}");
+    }
+}

@@ -134,7 +134,7 @@ impl Computer {
         }
         dg_flux::allow_tf32(attempt.body.tf32);
         let key = attempt.engine_key();
-        self.need = attempt.plan.memory(attempt.team.me).total();
+        self.need = attempt.plan.memory(attempt.team.me).resident_least();
         let device = match &mut self.device {
             Some(device) => device,
             none => none.insert(RankDevice::open(kind(&self.setup)).map_err(Trouble::Error)?),
@@ -151,6 +151,7 @@ impl Computer {
                 time_dtype: attempt.body.time_dtype,
                 vae_tiling: attempt.body.vae_tiling,
                 release_encoders: false,
+                free_memory: crate::memory::free(device.kind, &device.tensors),
             };
             let load = || Pipeline::load_rank(repo, options, &attempt.plan, attempt.team.me);
             let loaded = self.pool.install(load);

@@ -3,6 +3,7 @@
 use super::checkpoint::Checkpoints;
 use super::epoch::{self, Cause, Epoch, EpochTimes, Order, State, Team};
 use super::pace::Pace;
+use super::placement::Kind;
 use super::{ClientId, ModelHash, RankId, Stamp};
 use dg_plan::{Ask, Layout, Work};
 use std::sync::Arc;
@@ -17,6 +18,8 @@ pub struct JobSpec {
     pub priority: u8,
     /// With which model.
     pub model: ModelHash,
+    /// On which kind of ranks; absent, on CUDA devices if there are any.
+    pub kind: Option<Kind>,
     /// Denoising steps.
     pub steps: u32,
     /// Fewest ranks that may do it.

@@ -88,7 +88,8 @@ impl AskPlanner {
         let plan = Plan::new(work, &ask).ok()?;
         let run = Duration::try_from_secs_f64(plan.predict(&supply.machine(&self.machine)).run_s)
             .unwrap_or(Duration::MAX);
-        let choice = Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.total() };
+        let choice =
+            Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.resident_least() };
         Some((choice, plan))
     }
 }
@@ -149,6 +150,7 @@ mod tests {
             client: ClientId(0),
             priority: 0,
             model: ModelHash(1),
+            kind: None,
             steps: 28,
             ranks_min: 1,
             ranks_max: 8,
@@ -169,6 +171,7 @@ mod tests {
             client: ClientId(0),
             priority: 0,
             model: ModelHash(1),
+            kind: None,
             steps: 28,
             ranks_min: 1,
             ranks_max: layout.ranks() as usize,

@@ -84,10 +84,10 @@ impl Queue {
         Vec::new()
     }
 
-    /// The job that is to be started first.
-    pub fn next(&self) -> Option<JobId> {
-        let level = self.levels.values().next()?;
-        level.waiting.get(level.turns.front()?)?.first().copied()
+    /// The job that is to be started first of those that `suits` takes.
+    pub fn next(&self, suits: impl Fn(JobId) -> bool) -> Option<JobId> {
+        let clients = self.levels.values().flat_map(|level| level.turns.iter().map(|c| level.waiting.get(c)));
+        clients.flatten().flatten().copied().find(|job| suits(*job))
     }
 
     /// Jobs that are not over.
@@ -147,7 +147,7 @@ mod tests {
 
     fn order(queue: &mut Queue) -> Vec<u64> {
         let next = std::iter::from_fn(|| {
-            let job = queue.next()?;
+            let job = queue.next(|_| true)?;
             queue.handle(Event::Started(job));
             Some(job.0)
         });
@@ -167,13 +167,26 @@ mod tests {
         submit(&mut queue, &[(1, 7, 0), (2, 8, 0), (3, 9, 0)]);
         queue.handle(Event::Started(JobId(1)));
         queue.handle(Event::Returned(JobId(1)));
-        assert_eq!(queue.next(), Some(JobId(1)));
+        assert_eq!(queue.next(|_| true), Some(JobId(1)));
         queue.handle(Event::Parked(JobId(1)));
         queue.handle(Event::Ended(JobId(3)));
         assert_eq!(order(&mut queue), [2]);
         queue.handle(Event::Grown);
         assert_eq!(order(&mut queue), [1]);
         assert_eq!(queue.len(), 2);
+    }
+
+    #[test]
+    fn who_cannot_start_is_passed_over_and_keeps_its_turn() {
+        let mut queue = Queue::default();
+        submit(&mut queue, &[(1, 7, 0), (2, 7, 0), (3, 8, 0), (4, 8, 5)]);
+        let suits = |jobs: &'static [u64]| move |job: JobId| jobs.contains(&job.0);
+        assert_eq!(queue.next(suits(&[2, 3])), Some(JobId(2)), "the first client's");
+        assert_eq!(queue.next(suits(&[3])), Some(JobId(3)));
+        assert_eq!(queue.next(suits(&[])), None);
+        queue.handle(Event::Ended(JobId(4)));
+        queue.handle(Event::Started(JobId(3)));
+        assert_eq!(order(&mut queue), [1, 2]);
     }
 
     #[test]

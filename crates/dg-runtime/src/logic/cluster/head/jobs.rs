@@ -95,12 +95,13 @@ impl<P: Planner> Head<P> {
 
     /// Starts jobs, in order, while there are ranks for the next one.
     pub(super) fn place(&mut self, now: Duration, out: &mut Vec<Action>) {
-        while let Some(id) = self.queue.next() {
+        // Jobs that wait for one kind of ranks do not hold up those for another.
+        let mut full = Vec::new();
+        while let Some((id, kind)) = self.next(&full) {
             let Some(job) = self.jobs.get(&id) else {
                 self.queue.handle(queue::Event::Ended(id));
                 continue;
             };
-            let kind = kind(&self.registry);
             let (free, all) = (self.registry.free().count(kind), self.registry.capacity(kind));
             // Ranks that are busy now are waited for; one that goes on takes what is left of those that it had.
             let wanted = if job.has_begun() { 1 } else { job.spec.ranks_max.min(all) };
@@ -109,13 +110,23 @@ impl<P: Planner> Head<P> {
             match found {
                 Some((choice, ranks)) => self.start(id, choice, ranks, now, out),
                 // With more free it could start: it is its turn, and the others wait.
-                None if free < all && all >= job.spec.ranks_min => break,
+                None if free < all && all >= job.spec.ranks_min => full.push(kind),
                 None => {
                     self.queue.handle(queue::Event::Parked(id));
                     self.out_of_memory(id, is_worth_it, now, out);
                 }
             }
         }
+    }
+
+    /// The next job that is not for a kind of ranks of which too few are free.
+    fn next(&self, full: &[Kind]) -> Option<(JobId, Kind)> {
+        let has_no_more = |kind: &Kind| full.contains(kind) || self.registry.capacity(*kind) == 0;
+        if !full.is_empty() && KINDS.iter().all(has_no_more) {
+            return None;
+        }
+        let of = |id: JobId| kind(&self.registry, self.jobs.get(&id).and_then(|job| job.spec.kind));
+        self.queue.next(|id| !full.contains(&of(id))).map(|id| (id, of(id)))
     }
 
     /// The layout that the job asks for if there is a tier of nodes with ranks enough for it, else the fastest; of
@@ -178,9 +189,9 @@ impl<P: Planner> Head<P> {
     }
 }
 
-/// What may be used: CUDA devices if there are any.
-fn kind(registry: &Registry) -> Kind {
-    if registry.capacity(Kind::Cuda) > 0 { Kind::Cuda } else { Kind::Cpu }
+/// What may be used: what is asked for, else CUDA devices if there are any.
+fn kind(registry: &Registry, asked: Option<Kind>) -> Kind {
+    asked.unwrap_or(if registry.capacity(Kind::Cuda) > 0 { Kind::Cuda } else { Kind::Cpu })
 }
 
 fn supply(registry: &Registry, ranks: &[RankId], limit: Option<u64>) -> Supply {
@@ -213,7 +224,9 @@ fn prices<P: Planner>(
         let ranks = JobSpec { ranks_min: whole.len(), ranks_max: whole.len(), ..spec.clone() };
         planner.choose(&ranks, supply(registry, &whole, limit))
     };
-    let kind = kind(registry);
+    // One replica is of one kind: ranks that are left are joined by their like.
+    let of_left = loss.left.first().and_then(|rank| Some(registry.node(rank.node)?.facts.kind));
+    let kind = of_left.unwrap_or_else(|| kind(registry, spec.kind));
     let mut ranks = registry.free().pick(kind, spec.ranks_max.saturating_sub(loss.left.len()), 1, &|_| true);
     ranks.extend(&loss.left);
     let enough = ranks.len() >= spec.ranks_min.max(1);
@@ -233,5 +246,7 @@ fn prices<P: Planner>(
     }
 }
 
+/// All kinds of ranks.
+const KINDS: [Kind; 2] = [Kind::Cpu, Kind::Cuda];
 /// No prediction is that wrong.
 const SCALE_MAX: f64 = 1e6;

@@ -85,6 +85,7 @@ fn spec((ranks_min, ranks_max): (usize, usize), model: u64) -> JobSpec {
         client: ClientId(0),
         priority: 0,
         model: ModelHash(model),
+        kind: None,
         steps: 20,
         ranks_min,
         ranks_max,
@@ -218,4 +219,57 @@ fn ten_thousand_jobs_may_wait() {
         tested.submit(job, 1, 1);
     }
     assert_eq!((tested.head.jobs(), tested.rest.len()), (10_000, 0));
+}
+
+/// Two CUDA nodes and a CPU node, of two ranks each.
+fn mixed() -> Tested {
+    let mut tested = Tested::new(2);
+    tested.tell(Event::Hello(NodeId(2), Facts { kind: Kind::Cpu, ..facts(2, 1) }));
+    tested
+}
+
+impl Tested {
+    fn submit_on(&mut self, job: u64, kind: Option<Kind>) {
+        self.tell(Event::Submit(JobId(job), JobSpec { kind, ..spec((1, 4), 1) }));
+    }
+
+    /// Nodes of a job's ranks.
+    fn nodes(&self, job: u64) -> Vec<u32> {
+        self.ranks(job).iter().map(|rank| rank.node.0).collect()
+    }
+}
+
+#[test]
+fn a_replica_is_of_one_kind_and_jobs_of_both_kinds_run_at_once() {
+    let mut tested = mixed();
+    tested.submit_on(1, None);
+    tested.submit_on(2, Some(Kind::Cpu));
+    assert_eq!((tested.nodes(1), tested.nodes(2)), (vec![0, 0, 1, 1], vec![2, 2]));
+    tested.submit_on(3, Some(Kind::Cuda));
+    tested.submit_on(4, Some(Kind::Cpu));
+    tested.tell(Event::Cancel(JobId(2)));
+    assert_eq!(
+        (tested.nodes(3), tested.nodes(4)),
+        (vec![], vec![2, 2]),
+        "the third waits, and nobody for it"
+    );
+    tested.tell(Event::Cancel(JobId(1)));
+    assert_eq!(tested.nodes(3), [0, 0, 1, 1]);
+}
+
+#[test]
+fn what_is_asked_for_is_waited_for_and_what_is_left_is_joined_by_its_like() {
+    let mut tested = mixed();
+    tested.submit_on(1, Some(Kind::Cpu));
+    tested.tell(Event::Closed(NodeId(2), 1));
+    assert_eq!(tested.nodes(1), [0; 0], "no CUDA devices in their place");
+    tested.tell(Event::Hello(NodeId(2), Facts { kind: Kind::Cpu, ..facts(2, 2) }));
+    // A job that has begun goes on with the first that comes back.
+    assert_eq!(tested.nodes(1), [2]);
+    tested.submit_on(2, None);
+    tested.tell(Event::Closed(NodeId(0), 1));
+    assert_eq!(tested.nodes(2), [1, 1], "its own kind");
+    tested.tell(Event::Cancel(JobId(1)));
+    tested.tell(Event::Closed(NodeId(1), 1));
+    assert_eq!(tested.nodes(2), [2, 2], "who does not mind takes CPUs when there are no CUDA devices");
 }

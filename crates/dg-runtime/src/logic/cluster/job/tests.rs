@@ -20,6 +20,7 @@ fn job() -> Job {
         client: ClientId(0),
         priority: 0,
         model: ModelHash(1),
+        kind: None,
         steps: 20,
         ranks_min: 1,
         ranks_max: 2,
