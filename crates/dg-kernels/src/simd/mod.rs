@@ -38,6 +38,17 @@ pub(crate) use cpu::Cpu;
 
 use burn::tensor::{bf16, f16};
 
+/// How far [`Cpu::detect`] may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Most {
+    Avx2,
+    Avx512,
+    /// And BF16 instructions.
+    Avx512Bf16,
+    /// The fastest: BF16 instructions only where they do more than FMAs in f32.
+    Best,
+}
+
 /// Numbers as they lie in a file.
 #[derive(Clone, Copy)]
 pub(crate) enum Values<'a> {
