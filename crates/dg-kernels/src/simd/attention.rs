@@ -5,17 +5,17 @@
 //! [`KB`] keys. A row's result does not depend on which rows share its block, nor on where the segments
 //! of keys begin.
 
-use super::lanes::{LANES, exp2_below_zero, keep, load, max, round, store, sum};
+use super::lanes::{LANES, exp2_below_zero, load, round, store};
 use super::map::unary;
 use super::product::steps::Steps;
 use super::product::tile::{Target, Tile};
 use super::product::{Kind, transpose};
 use super::shared::{Fresh, Shared};
-use super::wide;
+use super::softmax;
+use super::wide::{self, PAIRS, PLAIN, SWAPPED};
 use super::{Attention, Cpu, Rows, Unary, Values, View};
 use crate::Precision;
 use crate::scratch::{self, Scratch};
-use burn::tensor::bf16;
 use core::arch::x86_64::*;
 use core::f32::consts::{LN_2, LOG2_E};
 use rayon::prelude::*;
@@ -191,19 +191,29 @@ impl Size {
     fn round(self, at: usize, panels: &mut [f32]) {
         let nr = self.nr();
         for c in 0..self.width() / nr {
-            unary(Unary::Round, Precision::Bf16, &mut panels[(c * self.block() + at) * nr..][..nr]);
+            let line = &mut panels[(c * self.block() + at) * nr..][..nr];
+            // SAFETY: the narrow one needs no more than this function
+            unsafe { unary(Tile::Narrow, Unary::Round, Precision::Bf16, line) };
         }
     }
 
     /// Two rows of values, the second perhaps zeros, into place `at`.
+    #[target_feature(enable = "avx2,fma")]
     fn lay_two(self, row: &[f32], second: Option<&[f32]>, at: usize, panels: &mut [f32]) {
-        let (nr, half) = (self.nr(), |x: f32| u32::from(bf16::from_f32(x).to_bits()));
+        let nr = self.nr();
         for (c, x) in row.chunks(nr).enumerate() {
             let line = &mut panels[(c * self.block() + at) * nr..][..nr];
             line[x.len()..].fill(0.0);
-            for (i, (to, x)) in line.iter_mut().zip(x).enumerate() {
-                let high = second.map_or(0, |row| half(row[c * nr + i]));
-                *to = f32::from_bits(high << 16 | half(*x));
+            for i in (0..x.len()).step_by(LANES) {
+                let left = x.len() - i;
+                // SAFETY: `i + min(8, left)` floats of each
+                unsafe {
+                    let low = round::<true>(load(x.as_ptr().add(i), left));
+                    let high = second.map(|row| load(row[c * nr + i..].as_ptr(), left));
+                    let high = round::<true>(high.unwrap_or(_mm256_setzero_ps()));
+                    let low = _mm256_castsi256_ps(_mm256_srli_epi32::<16>(_mm256_castps_si256(low)));
+                    store(line.as_mut_ptr().add(i), left, _mm256_or_ps(high, low));
+                }
             }
         }
     }
@@ -304,13 +314,16 @@ impl Work {
         // SAFETY: the caller's promise
         let (new, total) = unsafe {
             match (tile, steps) {
-                (Tile::Narrow, Steps::Plain) => probabilities::<false>(row, old, 1.0),
-                (Tile::Narrow, _) => probabilities::<true>(row, old, self.factor),
-                (_, Steps::Plain) => wide::probabilities::<false>(row, old, 1.0),
-                _ => wide::probabilities::<true>(row, old, self.factor),
+                (Tile::Narrow, Steps::Plain) => softmax::probabilities::<false>(row, old, 1.0),
+                (Tile::Narrow, _) => softmax::probabilities::<true>(row, old, self.factor),
+                (_, Steps::Plain) => wide::probabilities::<PLAIN>(row, old, 1.0),
+                (_, Steps::Swapped) => wide::probabilities::<SWAPPED>(row, old, self.factor),
+                (_, Steps::Pairs) => wide::probabilities::<PAIRS>(row, old, self.factor),
             }
         };
-        steps.settle(row);
+        if tile == Tile::Narrow {
+            steps.settle(row);
+        }
         if new > old {
             // not the C library's: its bits differ from system to system
             let power = _mm256_cvtss_f32(exp2_below_zero(_mm256_set1_ps(old - new)));
@@ -320,63 +333,6 @@ impl Work {
             self.sums[r * width..][..width].iter_mut().for_each(|x| *x *= factor);
         }
         self.sum[r] += total;
-    }
-}
-
-/// `2^(x - top)` of every score, where `top` is the greatest of them and of `old`. Returns `top` and the sum. If
-/// `SCALED`, scores are multiplied by `factor` first.
-#[target_feature(enable = "avx2,fma")]
-fn probabilities<const SCALED: bool>(row: &mut [f32], old: f32, factor: f32) -> (f32, f32) {
-    let whole = row.len() / LANES * LANES;
-    let (body, tail) = row.split_at_mut(whole);
-    let mut top = _mm256_set1_ps(old);
-    for x in body.chunks_exact_mut(LANES) {
-        // SAFETY: eight floats
-        unsafe {
-            let mut v = _mm256_loadu_ps(x.as_ptr());
-            if SCALED {
-                v = _mm256_mul_ps(v, _mm256_set1_ps(factor));
-                _mm256_storeu_ps(x.as_mut_ptr(), v);
-            }
-            top = _mm256_max_ps(top, v);
-        }
-    }
-    if SCALED {
-        tail.iter_mut().for_each(|x| *x *= factor);
-    }
-    let new = tail.iter().fold(max(top), |a, x| a.max(*x));
-    if new == f32::NEG_INFINITY {
-        // later keys may have scores: -inf - -inf would spoil them
-        row.fill(0.0);
-        return (new, 0.0);
-    }
-    let (body, tail) = row.split_at_mut(whole);
-    let top = _mm256_set1_ps(new);
-    let mut total = _mm256_setzero_ps();
-    for x in body.chunks_exact_mut(LANES) {
-        // SAFETY: eight floats
-        unsafe {
-            let e = exp2_below_zero(_mm256_sub_ps(_mm256_loadu_ps(x.as_ptr()), top));
-            total = _mm256_add_ps(total, e);
-            _mm256_storeu_ps(x.as_mut_ptr(), e);
-        }
-    }
-    (new, sum(_mm256_add_ps(total, last(tail, top))))
-}
-
-/// The same for the few scores after the last whole register; returns them and zeros.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn last(tail: &mut [f32], top: __m256) -> __m256 {
-    if tail.is_empty() {
-        return _mm256_setzero_ps();
-    }
-    // SAFETY: exactly the elements of the tail
-    unsafe {
-        let x = load(tail.as_ptr(), tail.len());
-        let e = keep(exp2_below_zero(_mm256_sub_ps(x, top)), tail.len());
-        store(tail.as_mut_ptr(), tail.len(), e);
-        e
     }
 }
 

@@ -48,8 +48,8 @@ impl Cpu {
 
     /// Applies `op` to every element.
     pub(crate) fn unary(self, op: Unary, p: Precision, v: &mut [f32]) {
-        // SAFETY: `self` proves AVX2 and FMA
-        unsafe { map::unary(op, p, v) }
+        // SAFETY: `self` proves AVX2 and FMA, and what its tile needs
+        unsafe { map::unary(self.tile, op, p, v) }
     }
 
     /// `x = op(x, y)`, element by element.

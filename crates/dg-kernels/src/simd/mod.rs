@@ -9,6 +9,8 @@ mod shared;
 #[cfg(not(target_arch = "x86_64"))]
 mod absent;
 #[cfg(target_arch = "x86_64")]
+mod activations;
+#[cfg(target_arch = "x86_64")]
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod channels;
@@ -28,6 +30,8 @@ mod peak;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 

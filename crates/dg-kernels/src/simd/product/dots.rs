@@ -6,7 +6,7 @@
 //! and results, and rounding is to nearest even whatever the thread has set.
 
 use super::super::wide::pairs;
-use super::tile::{Target, by_rows, expect, put, stretches};
+use super::tile::{Target, ahead, by_rows, expect, put, stretches};
 use core::arch::x86_64::*;
 
 /// As [`Tile::block`](super::tile::Tile::block) with two bf16 in each of `k` places; at most `most` rows stay in the
@@ -57,6 +57,7 @@ unsafe fn tile<const R: usize>(
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
         for _ in 0..k {
+            ahead(b.cast());
             let (b0, b1) = (pairs(_mm512_loadu_epi32(b)), pairs(_mm512_loadu_epi32(b.add(16))));
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = pairs(_mm512_set1_epi32(*a.add(r * lda)));

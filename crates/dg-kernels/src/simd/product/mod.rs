@@ -176,7 +176,9 @@ impl Step<'_> {
             if self.last {
                 for row in first..first + rows {
                     // SAFETY: the cell's own part, written by `block`
-                    unsafe { end.row(row, columns.clone(), *n, out.part(row * n + columns.start, width)) };
+                    unsafe {
+                        end.row(tile, row, columns.clone(), *n, out.part(row * n + columns.start, width))
+                    };
                 }
             }
         }
@@ -185,16 +187,18 @@ impl Step<'_> {
 
 impl End<'_> {
     /// # Safety
-    /// Nobody else uses these columns of this row of the residual.
+    /// The machine has the instructions of `tile`. Nobody else uses these columns of this row of the residual.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn row(&self, row: usize, columns: Range<usize>, n: usize, sums: &mut [f32]) {
+    unsafe fn row(&self, tile: Tile, row: usize, columns: Range<usize>, n: usize, sums: &mut [f32]) {
         match self.bias {
             // SAFETY: equal lengths
             Some(bias) => unsafe { map::binary(Binary::Add, self.p, sums, &bias[columns.clone()]) },
-            None => map::unary(Unary::Round, self.p, sums),
+            // SAFETY: the caller's promise
+            None => unsafe { map::unary(tile, Unary::Round, self.p, sums) },
         }
         if let Some(then) = self.then {
-            map::unary(then, self.p, sums);
+            // SAFETY: the caller's promise
+            unsafe { map::unary(tile, then, self.p, sums) };
         }
         if let Some((residual, gate)) = &self.into {
             // SAFETY: the caller's promise; equal lengths

@@ -4,6 +4,7 @@ use super::super::map::{unary, widen_bf16, widen_f16};
 use super::super::{Rows, Unary, Values};
 use super::KC;
 use super::steps::{Steps, pairs_of};
+use super::tile::Tile;
 use crate::Precision;
 use core::arch::x86_64::*;
 use core::ops::Range;
@@ -13,6 +14,11 @@ use core::ops::Range;
 pub(in super::super) fn copy(values: Values<'_>, at: usize, to: &mut [f32]) {
     let n = to.len();
     match values {
+        // of a fixed length: some moves instead of a call
+        Values::F32(v) if n == STEP => {
+            let from = v[at..at + n].first_chunk::<STEP>().expect("as long");
+            *to.first_chunk_mut().expect("as long") = *from;
+        }
         Values::F32(v) => to.copy_from_slice(&v[at..at + n]),
         // SAFETY: the lengths are equal
         Values::Bf16(v) => unsafe { widen_bf16(to, &v[at..at + n]) },
@@ -103,7 +109,8 @@ fn fetch(values: Values<'_>, at: Range<usize>, steps: Steps, to: &mut [f32]) {
         }
         (Steps::Swapped, Values::F16(_) | Values::F32(_)) => {
             copy(values, at.start, to);
-            unary(Unary::Round, Precision::Bf16, to);
+            // SAFETY: the narrow one needs no more than this function
+            unsafe { unary(Tile::Narrow, Unary::Round, Precision::Bf16, to) };
         }
         (Steps::Plain, _) | (Steps::Swapped, Values::Bf16(_)) => copy(values, at.start, to),
     }
