@@ -1,7 +1,7 @@
 //! Attention with an online softmax (M. Milakov and N. Gimelshein, 2018; T. Dao et al.,
 //! "FlashAttention", 2022).
 //!
-//! K and V are packed once into panels of columns; blocks of [`QB`] queries then walk over blocks of
+//! K and V are packed once into panels of columns; blocks of up to [`QB`] queries then walk over blocks of
 //! [`KB`] keys. A row's result does not depend on which rows share its block, nor on where the segments
 //! of keys begin.
 
@@ -45,13 +45,14 @@ fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision
     let [b, sq, h, d] = q.dims;
     let (mut out, mut lse) = (Fresh::new(b * sq * h * d), Fresh::new(b * h * sq));
     let (to, to_lse) = (out.shared(), lse.shared());
+    // blocks of about one length
     let blocks = sq.div_ceil(QB);
     (0..b * h * blocks).into_par_iter().for_each_init(
         || Work::new(size),
         |work, i| {
-            let (bh, first) = (i / blocks, i % blocks * QB);
-            let (bi, hi) = (bh / h, bh % h);
-            let n = QB.min(sq - first);
+            let (bh, block) = (i / blocks, i % blocks);
+            let (bi, hi, first) = (bh / h, bh % h, block * sq / blocks);
+            let n = (block + 1) * sq / blocks - first;
             let (pk, pv) = packed[bh * size.head()..][..size.head()].split_at(size.packed_keys());
             // SAFETY: a `Cpu` was handed in, so AVX2 and FMA are there; the blocks have the sizes of `size`
             unsafe {
@@ -353,8 +354,8 @@ unsafe fn finish(to: *mut f32, from: &[f32], factor: f32, p: Precision) {
     }
 }
 
-/// Queries per block.
-const QB: usize = 96;
+/// Queries per block at most: keys and values come once for each block from the last-level cache.
+const QB: usize = 192;
 /// Keys per block. Another number gives other bits.
 const KB: usize = 256;
 /// Distance of rows of scores: not a power of two.

@@ -9,10 +9,14 @@ pub(super) fn probabilities<const STEPS: u8>(row: &mut [f32], old: f32, factor: 
     let factor = _mm512_set1_ps(factor);
     let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
     let mut tops = [_mm512_set1_ps(old); 2];
-    for (i, x) in row.chunks(LANES).enumerate() {
-        let mask = lanes(x.len());
-        // SAFETY: exactly the elements of the chunk
-        let v = unsafe { _mm512_mask_loadu_ps(lowest, mask, x.as_ptr()) };
+    let whole = row.len() / LANES * LANES;
+    for (i, k) in (0..row.len()).step_by(LANES).enumerate() {
+        let mask = lanes(row.len() - k);
+        // SAFETY: `k + min(16, len - k) <= len`
+        let v = unsafe {
+            let x = row.as_ptr().add(k);
+            if k < whole { _mm512_loadu_ps(x) } else { _mm512_mask_loadu_ps(lowest, mask, x) }
+        };
         let v = if STEPS == PLAIN { v } else { _mm512_mask_mul_ps(lowest, mask, v, factor) };
         tops[i % 2] = _mm512_max_ps(tops[i % 2], v);
     }
@@ -23,35 +27,56 @@ pub(super) fn probabilities<const STEPS: u8>(row: &mut [f32], old: f32, factor: 
         return (new, 0.0);
     }
     let (top, mut totals) = (_mm512_set1_ps(new), [_mm512_setzero_ps(); 2]);
+    let power = |v: __m512| {
+        let v = if STEPS == PLAIN { _mm512_sub_ps(v, top) } else { _mm512_fmsub_ps(v, factor, top) };
+        exp2_below_zero(v)
+    };
     for (i, k) in (0..row.len()).step_by(LANES).enumerate() {
         let left = row.len() - k;
-        let mask = lanes(left);
         // SAFETY: `k + min(16, left) <= len`; pairs take the place of floats that were read
         unsafe {
             let x = row.as_mut_ptr().add(k);
-            let v = _mm512_maskz_loadu_ps(mask, x);
-            let v = if STEPS == PLAIN { _mm512_sub_ps(v, top) } else { _mm512_fmsub_ps(v, factor, top) };
-            let e = _mm512_maskz_mov_ps(mask, exp2_below_zero(v));
+            let e = if k < whole {
+                power(_mm512_loadu_ps(x))
+            } else {
+                _mm512_maskz_mov_ps(lanes(left), power(_mm512_maskz_loadu_ps(lanes(left), x)))
+            };
             totals[i % 2] = _mm512_add_ps(totals[i % 2], e);
-            match STEPS {
-                PLAIN => _mm512_mask_storeu_ps(x, mask, e),
-                SWAPPED => {
-                    // one without a partner stays
-                    let paired = lanes(left.min(LANES) & !1);
-                    let e = round::<true>(e);
-                    _mm512_mask_storeu_ps(x, mask, _mm512_mask_permute_ps::<0b10_11_00_01>(e, paired, e));
-                }
-                _ => {
-                    let halves = _mm512_srli_epi32::<16>(_mm512_castps_si512(round::<true>(e)));
-                    let words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(halves));
-                    let to = row.as_mut_ptr().add(k / 2).cast();
-                    _mm512_mask_storeu_epi32(to, lanes(left.min(LANES).div_ceil(2)), words);
-                }
-            }
+            put::<STEPS>(row, k, e);
         }
     }
     let [low, high] = halves(_mm512_add_ps(totals[0], totals[1]));
     (new, sum(_mm256_add_ps(low, high)))
+}
+
+/// Writes the sixteen probabilities from `k` on, or as many as there are, in the order that `STEPS` says.
+///
+/// # Safety
+/// Floats up to `k + min(16, left)` have been read.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn put<const STEPS: u8>(row: &mut [f32], k: usize, e: __m512) {
+    let left = row.len() - k;
+    // SAFETY: `k + min(16, left) <= len`, and half of that
+    unsafe {
+        let x = row.as_mut_ptr().add(k);
+        match STEPS {
+            PLAIN if left >= LANES => _mm512_storeu_ps(x, e),
+            PLAIN => _mm512_mask_storeu_ps(x, lanes(left), e),
+            SWAPPED => {
+                // one without a partner stays
+                let paired = lanes(left.min(LANES) & !1);
+                let e = round::<true>(e);
+                _mm512_mask_storeu_ps(x, lanes(left), _mm512_mask_permute_ps::<0b10_11_00_01>(e, paired, e));
+            }
+            _ => {
+                let halves = _mm512_srli_epi32::<16>(_mm512_castps_si512(round::<true>(e)));
+                let words = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(halves));
+                let to = row.as_mut_ptr().add(k / 2).cast();
+                _mm512_mask_storeu_epi32(to, lanes(left.min(LANES).div_ceil(2)), words);
+            }
+        }
+    }
 }
 
 /// Scores that stay as they are, and those of the two orders of bf16.
@@ -125,19 +150,21 @@ fn halves(v: __m512) -> [__m256; 2] {
     [_mm512_castps512_ps256(v), _mm256_castpd_ps(high)]
 }
 
-/// See `lanes::exp2_below_zero`: the same steps.
+/// See `lanes::exp2_below_zero`: the same bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
 fn exp2_below_zero(x: __m512) -> __m512 {
     let x = _mm512_max_ps(_mm512_set1_ps(-124.0), x);
-    // scale 0: to a whole number, to nearest even
-    let n = _mm512_roundscale_ps::<0x08>(x);
-    let f = _mm512_sub_ps(x, n);
+    // beside this number there is no room for a fraction: the sum is rounded to a whole one, to nearest even, and
+    // ends in its bits
+    let beside = _mm512_set1_ps(12_582_912.0);
+    let whole = _mm512_add_ps(x, beside);
+    let f = _mm512_sub_ps(x, _mm512_sub_ps(whole, beside));
     let mut y = _mm512_set1_ps(EXP2[0]);
     for c in &EXP2[1..] {
         y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(*c));
     }
-    let exponent = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n));
+    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(whole));
     _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(y), exponent))
 }
 
