@@ -1,21 +1,24 @@
-//! Fused f32 kernels for burn tensors on the Flex (CPU) device: linear layers, attention, norms,
+//! Fused kernels for burn tensors on the Flex (CPU) device: linear layers, attention, norms,
 //! activations and convolutions of FLUX, its text encoders and its autoencoder.
 //!
 //! Activations are f32 tensors. Weights stay as they are in the file (f32, bf16 or f16, possibly in a
 //! memory map) and are widened for each call into memory that is kept. [`Precision`] says how results
 //! are rounded. Every function runs on any device and number format: where the kernels cannot (other
 //! devices, no AVX2 and FMA, or `DG_KERNELS=portable` in the environment) it takes plain burn
-//! operations, the [`mod@reference`]. Products use AVX-512 where there is some, with the bits of AVX2. Work is shared among the threads of rayon's *current* pool, so
-//! `ThreadPool::install` confines a caller to its own.
+//! operations, the [`mod@reference`]. Products, softmax and activations use AVX-512 where there is some, with the
+//! bits of AVX2; products of bf16 use its BF16 instructions where they are faster than FMAs in f32 ([`path`]). Work
+//! is shared among the threads of rayon's *current* pool, so `ThreadPool::install` confines a caller to its own.
 //!
 //! With the kernels a result's bits depend neither on the machine nor on the number of threads nor on which
 //! other rows or images are computed in the same call. (Logarithms, of [`attention()`]'s sums, and
-//! [`merge_partials`] ask the C library: its last bit may differ from system to system.)
+//! [`merge_partials`] ask the C library: its last bit may differ from system to system. BF16 instructions take
+//! numbers below 1.2e-38 for zero, and on processors that do not round after each product, which the tests of this
+//! crate tell of, they have bits of their own.)
 //!
 //! # Layout
 //! - `precision`: [`Precision`]
 //! - `linear`: [`linear()`], [`linear_then`], [`linear_shared`], [`linear_gated`], [`linear_add`]
-//! - `attention`: [`attention()`], [`attention_segments`], [`attention_with_bias`], [`merge_partials`]
+//! - `attention`: [`attention()`], [`attention_segments`], [`attention_partials`], [`attention_with_bias`], [`merge_partials`]
 //! - `elementwise`: activations, [`add`], [`mul`], [`gated_residual`], [`round`]
 //! - `norm`: norms over the last dimension, with modulation or rotation; [`group_norm()`]
 //! - `conv`: 3×3 and 1×1 convolutions
@@ -55,7 +58,9 @@ mod scratch;
 mod simd;
 mod tokens;
 
-pub use attention::{attention, attention_outputs, attention_segments, attention_with_bias, merge_partials};
+pub use attention::{
+    attention, attention_outputs, attention_partials, attention_segments, attention_with_bias, merge_partials,
+};
 pub use conv::{conv1x1, conv3x3, conv3x3_add, conv3x3_stride2, conv3x3_upsampled};
 pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu, round, silu};
 pub use group_norm::group_norm;

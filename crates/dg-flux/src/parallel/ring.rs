@@ -95,7 +95,7 @@ impl Ring {
             if !queries.is_empty() && !here.is_empty() {
                 let (k, v) = here.into_iter().unzip();
                 // rounded once, at the end
-                let partial = kernels::attention_segments(queries.clone(), k, v, scale, Precision::F32);
+                let partial = kernels::attention_partials(queries.clone(), k, v, scale, precision);
                 merged = Some(merge(merged, partial));
             }
             if let Some(mut incoming) = incoming {

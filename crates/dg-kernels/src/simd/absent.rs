@@ -32,7 +32,7 @@ absent! {
     biased_softmax(Precision, &mut [f32], f32, &[f32]);
     moments(&[f32], f32) -> (f32, f32);
     affine(Precision, &mut [f32], [f32; 3], bool);
-    attention(&Attention<'_>, f32, Precision) -> Vec<(Vec<f32>, Vec<f32>)>;
+    attention(&Attention<'_>, f32, [Precision; 2]) -> Vec<(Vec<f32>, Vec<f32>)>;
     fma(Precision, usize) -> (usize, f32);
     shift(Precision, &mut [f32], f32);
     product(&Product<'_>, Finish<'_>, Precision, bool);

@@ -21,7 +21,12 @@ use core::f32::consts::{LN_2, LOG2_E};
 use rayon::prelude::*;
 
 /// For each segment of queries its output `[b, s, h, d]` and logarithms of sums `[b, h, s]`.
-pub(super) fn run(cpu: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+pub(super) fn run(
+    cpu: Cpu,
+    a: &Attention<'_>,
+    scale: f32,
+    [p, end]: [Precision; 2],
+) -> Vec<(Vec<f32>, Vec<f32>)> {
     // powers of two are cheaper than powers of e
     let scale = scale * LOG2_E;
     let [b, _, h, d] = a.queries[0].dims;
@@ -38,7 +43,7 @@ pub(super) fn run(cpu: Cpu, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<
         },
     );
     let packed: &[f32] = &packed;
-    a.queries.iter().map(|q| of_segment(q, packed, size, scale, p)).collect()
+    a.queries.iter().map(|q| of_segment(q, packed, size, scale, end)).collect()
 }
 
 fn of_segment(q: &View<'_>, packed: &[f32], size: Size, scale: f32, p: Precision) -> (Vec<f32>, Vec<f32>) {

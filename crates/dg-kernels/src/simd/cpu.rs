@@ -119,15 +119,20 @@ impl Cpu {
         unsafe { channels::affine(p, v, map, silu) }
     }
 
-    /// For each segment of queries its output `[b, s, h, d]`, rounded, and the logarithms of its rows'
-    /// sums of exponentials, `[b, h, s]`. There are keys.
-    pub(crate) fn attention(self, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+    /// For each segment of queries its output `[b, s, h, d]`, rounded to the second precision, and the logarithms
+    /// of its rows' sums of exponentials, `[b, h, s]`. The operands have the first precision. There are keys.
+    pub(crate) fn attention(
+        self,
+        a: &Attention<'_>,
+        scale: f32,
+        of_and_end: [Precision; 2],
+    ) -> Vec<(Vec<f32>, Vec<f32>)> {
         let [b, _, h, d] = a.queries[0].dims;
         let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
         assert!(d > 0 && a.queries.iter().chain(a.keys).chain(a.values).all(alike));
         assert!(a.keys.len() == a.values.len());
         assert!(a.keys.iter().zip(a.values).all(|(k, v)| k.dims == v.dims && k.dims[1] > 0));
-        attention::run(self, a, scale, p)
+        attention::run(self, a, scale, of_and_end)
     }
 
     /// Does `steps` steps of what products of `p` are made of, on registers of the tile's width: how many
@@ -175,7 +180,8 @@ impl Cpu {
     }
 }
 
-/// Whether BF16 instructions do no more in a second than FMAs: Intel's processors split each in two.
+/// Whether BF16 instructions do less in a second than FMAs in f32. Intel's processors start one in two cycles where
+/// they start four FMAs: half the work. AMD's start as many of either: twice the work.
 fn halves_dots() -> bool {
     let v = core::arch::x86_64::__cpuid(0);
     [v.ebx, v.edx, v.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"

@@ -317,8 +317,9 @@ fn attention() {
             let (queries, more) = ([view(1, sq)], 9);
             let (keys, values) = ([view(2, sk), view(3, more)], [view(4, sk), view(5, more)]);
             let attention = Attention { queries: &queries, keys: &keys, values: &values };
-            let (out, lse) = cpu.attention(&attention, 0.3, p).remove(0);
-            [out, lse].concat()
+            let (out, lse) = cpu.attention(&attention, 0.3, [p, p]).remove(0);
+            let (whole, _) = cpu.attention(&attention, 0.3, [p, Precision::F32]).remove(0);
+            [out, lse, whole].concat()
         });
     }
 }

@@ -1,6 +1,7 @@
 //! Everything that needs `unsafe`: AVX2+FMA kernels over plain slices.
 //!
-//! Products have a variant for AVX-512 with the same bits. [`Cpu`] is the proof that the instructions exist; its methods are safe and check the lengths they
+//! Products, softmax and activations have variants for AVX-512 with the same bits, products of bf16 one for its BF16
+//! instructions. [`Cpu`] is the proof that the instructions exist; its methods are safe and check the lengths they
 //! rely on. On other architectures it has no values, so callers take their portable path.
 #![allow(unsafe_code)]
 
