@@ -1,7 +1,8 @@
 """Ours against diffusers on PyTorch CPU: same weights, same shapes, same threads, interleaved.
 
     cargo build --release --workspace
-    python crates/dg-bench/peers/diffusers_bench.py --with ours --preset medium --threads 2 [dit vae text attention e2e]
+    python crates/dg-bench/peers/diffusers_bench.py --with ours --preset medium --threads 2 \
+        [--dtype bfloat16] [dit vae text attention e2e]
 
 Needs torch, diffusers and transformers in the Python that runs it. Prints one JSON line per
 benchmark and a table: medians of wall and CPU seconds, and ours / diffusers. A run of ours and one
@@ -21,6 +22,7 @@ def arguments():
     p.add_argument("--preset", default="medium", help="size of the random model, see dg-bench --help")
     p.add_argument("--bin", default="target/release")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--attention", default="24x128x4608,8x128x1536,4x32x200", help="heads x head dim x tokens")
     p.add_argument("--sides", default="512", help="widths of the VAE's pictures, e.g. 512,1024")
@@ -40,7 +42,7 @@ def ours(a, part, *more):
     if a.side == "none":
         return float("nan"), float("nan"), {}
     command = [os.path.join(a.bin, "dg-bench"), part, "--json", "--preset", a.preset, "--threads", str(a.threads),
-               "--repeats", "1", "--warm-up", "1"]
+               "--dtype", a.dtype, "--repeats", "1", "--warm-up", "1"]
     out = json.loads(subprocess.run(command + list(more), check=True, capture_output=True, text=True).stdout)
     return out["wall_s"]["median"], out["cpu_s"]["median"], out
 
@@ -66,7 +68,7 @@ def compare(a, name, our_run, peer_run):
         rows["peer"].append(timed(peer_run))
     median = {k: [statistics.median(x[i] for x in v) for i in (0, 1)] for k, v in rows.items()}
     line = {
-        "bench": name, "threads": a.threads, "cpu": facts.get("cpu"), "kernels": facts.get("kernels"),
+        "bench": name, "threads": a.threads, "dtype": a.dtype, "cpu": facts.get("cpu"), "kernels": facts.get("kernels"),
         "ours_wall_s": median["ours"][0], "peer_wall_s": median["peer"][0],
         "ours_cpu_s": median["ours"][1], "peer_cpu_s": median["peer"][1],
         "fraction_of_peak": statistics.median(fractions) if all(fractions) else None,
@@ -82,37 +84,40 @@ def main():
     import torch
     torch.set_num_threads(a.threads)
     torch.set_grad_enabled(False)
+    dtype = getattr(torch, a.dtype)
+    randn = lambda *shape: torch.randn(*shape).to(dtype)
     lines = []
     part = lambda name: os.path.join(a.model, name)
     if "attention" in a.parts:
         for shape in a.attention.split(","):
             h, d, n = (int(x) for x in shape.split("x"))
-            q, k, v = (torch.randn(1, h, n, d) for _ in range(3))
+            q, k, v = (randn(1, h, n, d) for _ in range(3))
             peer = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
             run = lambda: ours(a, "attention", "--heads", str(h), "--head-dim", str(d), "--tokens", str(n))
             lines.append(compare(a, f"attention {shape}", run, peer))
     if "dit" in a.parts:
         from diffusers import FluxTransformer2DModel
-        model = FluxTransformer2DModel.from_pretrained(part("transformer"), torch_dtype=torch.float32).eval()
+        model = FluxTransformer2DModel.from_pretrained(part("transformer"), torch_dtype=dtype).eval()
         n, t = (int(x) for x in a.tokens.split("+"))
         side = math.ceil(math.sqrt(n))
-        ids = torch.tensor([[0.0, i // side, i % side] for i in range(n)])
-        inputs = dict(hidden_states=torch.randn(1, n, 64), encoder_hidden_states=torch.randn(1, t, 512),
-                      pooled_projections=torch.randn(1, 768), timestep=torch.tensor([0.8]),
-                      guidance=torch.tensor([3.5]), img_ids=ids, txt_ids=torch.zeros(t, 3), return_dict=False)
+        ids = torch.tensor([[0.0, i // side, i % side] for i in range(n)], dtype=dtype)
+        inputs = dict(hidden_states=randn(1, n, 64), encoder_hidden_states=randn(1, t, 512),
+                      pooled_projections=randn(1, 768), timestep=torch.tensor([0.8], dtype=dtype),
+                      guidance=torch.tensor([3.5], dtype=dtype), img_ids=ids, txt_ids=torch.zeros(t, 3, dtype=dtype),
+                      return_dict=False)
         run = lambda: ours(a, "dit", "--image-tokens", str(n), "--text-tokens", str(t))
         lines.append(compare(a, f"dit {a.preset}, {n} + {t} tokens", run, lambda: model(**inputs)))
     if "vae" in a.parts:
         from diffusers import AutoencoderKL
-        vae = AutoencoderKL.from_pretrained(part("vae"), torch_dtype=torch.float32).eval()
+        vae = AutoencoderKL.from_pretrained(part("vae"), torch_dtype=dtype).eval()
         for side in a.sides.split(","):
-            z = torch.randn(1, 16, int(side) // 8, int(side) // 8)
+            z = randn(1, 16, int(side) // 8, int(side) // 8)
             run = lambda: ours(a, "vae", "--side", side)
             lines.append(compare(a, f"vae {side}x{side}", run, lambda: vae.decode(z)))
     if "text" in a.parts:
         from transformers import CLIPTextModel, T5EncoderModel
-        clip = CLIPTextModel.from_pretrained(part("text_encoder"), torch_dtype=torch.float32).eval()
-        t5 = T5EncoderModel.from_pretrained(part("text_encoder_2"), torch_dtype=torch.float32).eval()
+        clip = CLIPTextModel.from_pretrained(part("text_encoder"), torch_dtype=dtype).eval()
+        t5 = T5EncoderModel.from_pretrained(part("text_encoder_2"), torch_dtype=dtype).eval()
         ids = lambda n: torch.tensor([[i * 7919 % 1000 for i in range(n)]])
         peer = lambda: (clip(ids(77)), t5(ids(a.text_tokens)))
         run = lambda: ours(a, "text", "--tokens", str(a.text_tokens))
@@ -126,7 +131,7 @@ PIPELINE = """
 import json, os, sys, torch
 torch.set_num_threads(int(sys.argv[2]))
 from diffusers import FluxPipeline
-p = FluxPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+p = FluxPipeline.from_pretrained(sys.argv[1], torch_dtype=getattr(torch, sys.argv[6]))
 p.set_progress_bar_config(disable=True)
 size, steps = int(sys.argv[4]), int(sys.argv[5])
 # what ours takes as the model's defaults
@@ -141,10 +146,12 @@ p("two porcelain teacups on a wooden table", height=size, width=size, num_infere
 def cold(a):
     """From exec to the picture on disk, both in fresh processes; CPU seconds are the child's."""
     folder, size, steps = tempfile.mkdtemp(), str(a.e2e_size), str(a.e2e_steps)
-    peer = [sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png"), size, steps]
+    peer = [sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png"), size, steps,
+            a.dtype]
     us = [os.path.join(a.bin, "diffgentor"), "t2i", "--model_name", a.e2e_model, "--no_resume", "--quiet",
           "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", size, "--width", size,
-          "--num_inference_steps", steps, "--threads", str(a.threads), "--output_dir", folder]
+          "--num_inference_steps", steps, "--threads", str(a.threads), "--dtype", a.dtype,
+          "--output_dir", folder]
     return compare(a, f"cold start to picture, {size}x{size}, {steps} steps", lambda: (*child(us), {}), lambda: child(peer))
 
 

@@ -17,7 +17,8 @@ mod parallel;
 mod parts;
 mod whole;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dg_kernels::Precision;
 use make::Preset;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,7 +55,7 @@ enum Timed {
         #[arg(long, value_enum, default_value_t = Preset::Medium)]
         preset: Preset,
     },
-    /// The most that fused multiply-adds can do
+    /// The most that the multiply-adds of products can do
     Peak {
         #[command(flatten)]
         run: Run,
@@ -131,6 +132,9 @@ struct Run {
     model: Option<PathBuf>,
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Rounding, as the program's `--dtype`
+    #[arg(long, value_enum, default_value_t = Dtype::Float32)]
+    dtype: Dtype,
     /// Runs that are timed
     #[arg(long, default_value_t = 5)]
     repeats: usize,
@@ -139,7 +143,31 @@ struct Run {
     warm_up: usize,
 }
 
+/// What weights and activations are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Dtype {
+    Bfloat16,
+    Float32,
+}
+
+impl Dtype {
+    /// As the program calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bfloat16 => "bfloat16",
+            Self::Float32 => "float32",
+        }
+    }
+}
+
 impl Run {
+    fn precision(&self) -> Precision {
+        match self.dtype {
+            Dtype::Bfloat16 => Precision::Bf16,
+            Dtype::Float32 => Precision::F32,
+        }
+    }
+
     fn folder(&self) -> Result<PathBuf, Failure> {
         self.model.clone().map_or_else(|| make::folder(self.preset), Ok)
     }

@@ -5,7 +5,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::time::Instant;
 
-/// Times `work` in a pool of its own, and the peak of the FMAs before and after it.
+/// Times `work` in a pool of its own, and the peak of the multiply-adds before and after it.
 pub(crate) fn repeat(
     name: &str,
     run: &Run,
@@ -14,10 +14,10 @@ pub(crate) fn repeat(
 ) -> Result<Value, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(run.threads).build()?;
     let (times, peaks) = pool.install(|| {
-        let before = peak();
+        let before = peak(run);
         (0..run.warm_up).for_each(|_| work());
         let times = (0..run.repeats).map(|_| timed(&mut work)).collect::<Vec<_>>();
-        (times, [before, peak()])
+        (times, [before, peak(run)])
     });
     let mut report = report(name, run, gflop, &times);
     if let [Some(before), Some(after)] = peaks {
@@ -33,18 +33,20 @@ pub(crate) fn repeat(
 /// [`peak`] in a pool of its own.
 pub(crate) fn peak_alone(run: &Run) -> Result<Value, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(run.threads).build()?;
-    let peak = pool.install(peak).ok_or("no kernels on this machine, or they are switched off")?;
-    Ok(json!({ "bench": "peak", "threads": run.threads, "kernels": dg_kernels::path(), "cpu": cpu_name(),
-        "gflop_per_cpu_second": peak }))
+    let peak = pool.install(|| peak(run)).ok_or("no kernels on this machine, or they are switched off")?;
+    Ok(
+        json!({ "bench": "peak", "threads": run.threads, "dtype": run.dtype.name(), "kernels": dg_kernels::path(), "cpu": cpu_name(),
+        "gflop_per_cpu_second": peak }),
+    )
 }
 
-/// The most that the kernels' FMAs can do on this machine now, all threads of the current pool at work:
+/// The most that the kernels' multiply-adds can do on this machine now, all threads of the current pool at work:
 /// GFLOP per CPU second.
-pub(crate) fn peak() -> Option<f64> {
-    let steps = 10_000_000;
+fn peak(run: &Run) -> Option<f64> {
+    let (steps, p) = (10_000_000, run.precision());
     let round = || {
         let start = cpu_seconds();
-        let done: Option<f64> = rayon::broadcast(|_| dg_kernels::multiply_adds(steps)).into_iter().sum();
+        let done: Option<f64> = rayon::broadcast(|_| dg_kernels::multiply_adds(p, steps)).into_iter().sum();
         done.map(|done| done * 1e-9 / (cpu_seconds() - start))
     };
     (0..3).filter_map(|_| round()).reduce(f64::max)
@@ -70,6 +72,7 @@ pub(crate) fn report(name: &str, run: &Run, gflop: f64, times: &[[f64; 2]]) -> V
     json!({
         "bench": name,
         "threads": run.threads,
+        "dtype": run.dtype.name(),
         "kernels": dg_kernels::path(),
         "cpu": cpu_name(),
         "wall_s": { "median": wall, "all": column(0) },
@@ -98,7 +101,8 @@ pub(crate) fn line(report: &Value) -> String {
     if let Some(bytes) = number("/peak_rss_bytes") {
         line += &format!(", peak memory {:.0} MiB", bytes / f64::from(1 << 20));
     }
-    line + &format!(" ({} threads, {} kernels, {})", report["threads"], text("kernels"), text("cpu"))
+    let (dtype, kernels, cpu) = (text("dtype"), text("kernels"), text("cpu"));
+    line + &format!(" ({} threads, {dtype}, {kernels} kernels, {cpu})", report["threads"])
 }
 
 pub(crate) fn median(mut v: Vec<f64>) -> f64 {

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 ///
 /// `q` `[b, sq, h, d]`, `k` and `v` `[b, sk, h, d]` (views are read where they are if their last
 /// dimension is dense) -> the output `[b, sq, h, d]`, rounded once, and the natural logarithm of every
-/// row's sum of exponentials, `[b, h, sq]`, never rounded. Without keys: zeros and -inf. A row's bits
+/// row's sum of exponentials, `[b, h, sq]`, never rounded. Without keys: zeros and -inf. With [`Precision::Bf16`]
+/// the exponentials, relative to the greatest score met so far, are rounded to bf16 before they meet `v`. A row's bits
 /// do not depend on which other queries, heads and images are computed with it. A row whose scores are all
 /// -inf is NaN.
 ///
@@ -41,6 +42,40 @@ pub fn attention_segments(
     scale: f32,
     p: Precision,
 ) -> Vec<(Tensor<4>, Tensor<3>)> {
+    segments(q, k, v, scale, [p, p])
+}
+
+/// [`attention_segments`] whose outputs are not rounded: to be merged by [`merge_partials`], and rounded then. `p` says
+/// which values queries, keys and values have.
+///
+/// # Panics
+/// As [`attention_segments`].
+pub fn attention_partials(
+    q: Vec<Tensor<4>>,
+    k: Vec<Tensor<4>>,
+    v: Vec<Tensor<4>>,
+    scale: f32,
+    p: Precision,
+) -> Vec<(Tensor<4>, Tensor<3>)> {
+    if q.first().is_some_and(|q| device::attends(q, p)) {
+        let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
+        let one = |q: Tensor<4>| match device::attention(&q, &k, &v, scale, p, false) {
+            Some(result) => result,
+            None => reference::attention(q, k.clone(), v.clone(), scale, Precision::F32),
+        };
+        return q.into_iter().map(one).collect();
+    }
+    segments(q, k, v, scale, [p, Precision::F32])
+}
+
+/// With the precision of the operands, and that of the output.
+fn segments(
+    q: Vec<Tensor<4>>,
+    k: Vec<Tensor<4>>,
+    v: Vec<Tensor<4>>,
+    scale: f32,
+    [p, end]: [Precision; 2],
+) -> Vec<(Tensor<4>, Tensor<3>)> {
     assert!(!k.is_empty() && k.len() == v.len(), "{} segments of keys, {} of values", k.len(), v.len());
     assert!(k.iter().zip(&v).all(|(k, v)| k.dims() == v.dims()), "keys and values do not match");
     let filled = |all: &[Tensor<4>]| all.iter().filter(|t| t.dims()[1] > 0).cloned().collect::<Vec<_>>();
@@ -49,14 +84,15 @@ pub fn attention_segments(
     let kernels =
         !some_q.is_empty() && !some_k.is_empty() && all.into_iter().all(|t| plug::native(t).is_some());
     let Some(cpu) = plug::cpu().filter(|_| kernels) else {
-        return reference::attention_segments(q, k, v, scale, p);
+        return reference::attention_segments(q, k, v, scale, end);
     };
     let held = [some_q, some_k, some_v].map(|all| all.into_iter().map(plug::rows).collect::<Vec<_>>());
     let [queries, keys, values] = held.each_ref().map(|all| all.iter().map(plug::view).collect::<Vec<_>>());
     let [b, _, h, d] = queries[0].dims;
     let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
     assert!(queries.iter().chain(&keys).all(alike), "q and k do not match");
-    let results = cpu.attention(&Attention { queries: &queries, keys: &keys, values: &values }, scale, p);
+    let attention = Attention { queries: &queries, keys: &keys, values: &values };
+    let results = cpu.attention(&attention, scale, [p, end]);
     let mut results = results.into_iter();
     let tensors = q.iter().map(|q| {
         let sq = q.dims()[1];
@@ -88,29 +124,6 @@ pub fn attention_outputs(
         return reference::fused_attention(q, k, v);
     }
     attention_segments(q, k, v, scale, p).into_iter().map(|(out, _)| out).collect()
-}
-
-/// [`attention_segments`] without a rounding, for [`merge_partials`]; `p` says which values queries, keys and values have.
-/// On a device with a kernel for bfloat16 it is that one, in a bfloat16 run.
-///
-/// # Panics
-/// As [`attention_segments`].
-pub fn attention_partials(
-    q: Vec<Tensor<4>>,
-    k: Vec<Tensor<4>>,
-    v: Vec<Tensor<4>>,
-    scale: f32,
-    p: Precision,
-) -> Vec<(Tensor<4>, Tensor<3>)> {
-    if q.first().is_some_and(|q| device::attends(q, p)) {
-        let (k, v) = (Tensor::cat(k, 1), Tensor::cat(v, 1));
-        let one = |q: Tensor<4>| match device::attention(&q, &k, &v, scale, p, false) {
-            Some(result) => result,
-            None => reference::attention(q, k.clone(), v.clone(), scale, Precision::F32),
-        };
-        return q.into_iter().map(one).collect();
-    }
-    attention_segments(q, k, v, scale, Precision::F32)
 }
 
 /// Merges two results of [`attention()`] over disjoint keys, in f32 (round the last one with

@@ -1,6 +1,6 @@
 //! Crossing from `Tensor<D>` to the memory of a Flex tensor and back.
 
-use crate::simd::{Cpu, Values, View};
+use crate::simd::{Cpu, Most, Values, View};
 use burn::backend::{DispatchDevice, Flex, flex::FlexTensor};
 use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, bf16, f16};
 use rayon::prelude::*;
@@ -11,8 +11,10 @@ pub(crate) fn cpu() -> Option<Cpu> {
     static FOUND: OnceLock<Option<Cpu>> = OnceLock::new();
     *FOUND.get_or_init(|| match std::env::var_os("DG_KERNELS") {
         Some(value) if value == "portable" => None,
-        Some(value) if value == "avx2" => Cpu::detect(false),
-        _ => Cpu::detect(true),
+        Some(value) if value == "avx2" => Cpu::detect(Most::Avx2),
+        Some(value) if value == "avx512" => Cpu::detect(Most::Avx512),
+        Some(value) if value == "avx512bf16" => Cpu::detect(Most::Avx512Bf16),
+        _ => Cpu::detect(Most::Best),
     })
 }
 

@@ -1,6 +1,6 @@
 //! [`Cpu`] where there are no kernels: a type without values.
 
-use super::{Attention, Binary, Convolution, Finish, Layer, Norm, Product, Rows, Unary};
+use super::{Attention, Binary, Convolution, Finish, Layer, Most, Norm, Product, Rows, Unary};
 use crate::Precision;
 use burn::tensor::bf16;
 
@@ -11,7 +11,7 @@ pub(crate) enum Cpu {}
 macro_rules! absent {
     ($($name:ident($($kind:ty),*) $(-> $result:ty)?;)*) => {
         impl Cpu {
-            pub(crate) fn detect(_: bool) -> Option<Self> {
+            pub(crate) fn detect(_: Most) -> Option<Self> {
                 None
             }
             $(pub(crate) fn $name(self, $(_: $kind),*) $(-> $result)? {
@@ -32,8 +32,8 @@ absent! {
     biased_softmax(Precision, &mut [f32], f32, &[f32]);
     moments(&[f32], f32) -> (f32, f32);
     affine(Precision, &mut [f32], [f32; 3], bool);
-    attention(&Attention<'_>, f32, Precision) -> Vec<(Vec<f32>, Vec<f32>)>;
-    fma(usize) -> (usize, f32);
+    attention(&Attention<'_>, f32, [Precision; 2]) -> Vec<(Vec<f32>, Vec<f32>)>;
+    fma(Precision, usize) -> (usize, f32);
     shift(Precision, &mut [f32], f32);
     product(&Product<'_>, Finish<'_>, Precision, bool);
     layers(usize, &[Rows<'_>], &[Layer<'_>], Precision) -> Vec<Vec<f32>>;

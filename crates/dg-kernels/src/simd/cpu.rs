@@ -1,38 +1,55 @@
 //! The safe face of the kernels.
 
+use super::product::Kind;
+use super::product::steps::Steps;
 use super::product::tile::Tile;
 use super::{
-    Attention, Binary, Convolution, Finish, Layer, Norm, Product, Rows, Unary, View, attention, channels,
-    convolution, map, peak, product, rows, wide,
+    Attention, Binary, Convolution, Finish, Layer, Most, Norm, Product, Rows, Unary, View, attention,
+    channels, convolution, map, peak, product, rows, wide,
 };
 use crate::Precision;
 use burn::tensor::bf16;
 
-/// Proof that the machine has AVX2 and FMA, and AVX-512 if the tile is wide.
+/// Proof that the machine has AVX2 and FMA, AVX-512 if the tile is wide, and its BF16 instructions if `dots`.
 #[derive(Clone, Copy)]
 pub(crate) struct Cpu {
     pub(super) tile: Tile,
+    dots: bool,
 }
 
 impl Cpu {
-    /// Without wide tiles unless the machine has them and `wide`.
-    pub(crate) fn detect(wide: bool) -> Option<Self> {
-        let tile = if wide && is_x86_feature_detected!("avx512f") { Tile::Wide } else { Tile::Narrow };
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self { tile })
+    /// What the machine has of what `most` allows.
+    pub(crate) fn detect(most: Most) -> Option<Self> {
+        let base = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let wide = most >= Most::Avx512 && is_x86_feature_detected!("avx512f");
+        let able = wide && is_x86_feature_detected!("avx512bf16");
+        let dots = able && (most == Most::Avx512Bf16 || most == Most::Best && !halves_dots());
+        let tile = if wide { Tile::Wide(rows_in_cache()) } else { Tile::Narrow };
+        base.then_some(Self { tile, dots })
     }
 
-    /// `"avx512"` or `"avx2"`.
+    /// `"avx512bf16"`, `"avx512"` or `"avx2"`.
     pub(crate) fn name(self) -> &'static str {
         match self.tile {
             Tile::Narrow => "avx2",
-            Tile::Wide => "avx512",
+            Tile::Dots(_) | Tile::Wide(_) if self.dots => "avx512bf16",
+            Tile::Dots(_) | Tile::Wide(_) => "avx512",
+        }
+    }
+
+    /// What computes a product of bf16 or of f32.
+    pub(super) fn kind(self, bf16: bool) -> Kind {
+        match self.tile {
+            tile if !bf16 => (tile, Steps::Plain),
+            Tile::Dots(most) | Tile::Wide(most) if self.dots => (Tile::Dots(most), Steps::Pairs),
+            tile => (tile, Steps::Swapped),
         }
     }
 
     /// Applies `op` to every element.
     pub(crate) fn unary(self, op: Unary, p: Precision, v: &mut [f32]) {
-        // SAFETY: `self` proves AVX2 and FMA
-        unsafe { map::unary(op, p, v) }
+        // SAFETY: `self` proves AVX2 and FMA, and what its tile needs
+        unsafe { map::unary(self.tile, op, p, v) }
     }
 
     /// `x = op(x, y)`, element by element.
@@ -102,25 +119,31 @@ impl Cpu {
         unsafe { channels::affine(p, v, map, silu) }
     }
 
-    /// For each segment of queries its output `[b, s, h, d]`, rounded, and the logarithms of its rows'
-    /// sums of exponentials, `[b, h, s]`. There are keys.
-    pub(crate) fn attention(self, a: &Attention<'_>, scale: f32, p: Precision) -> Vec<(Vec<f32>, Vec<f32>)> {
+    /// For each segment of queries its output `[b, s, h, d]`, rounded to the second precision, and the logarithms
+    /// of its rows' sums of exponentials, `[b, h, s]`. The operands have the first precision. There are keys.
+    pub(crate) fn attention(
+        self,
+        a: &Attention<'_>,
+        scale: f32,
+        of_and_end: [Precision; 2],
+    ) -> Vec<(Vec<f32>, Vec<f32>)> {
         let [b, _, h, d] = a.queries[0].dims;
         let alike = |v: &View<'_>| v.dims[0] == b && v.dims[2..] == [h, d];
         assert!(d > 0 && a.queries.iter().chain(a.keys).chain(a.values).all(alike));
         assert!(a.keys.len() == a.values.len());
         assert!(a.keys.iter().zip(a.values).all(|(k, v)| k.dims == v.dims && k.dims[1] > 0));
-        attention::run(self, a, scale, p)
+        attention::run(self, a, scale, of_and_end)
     }
 
-    /// Does `steps` steps of FMAs on registers of the tile's width: how many operations, and a value that
-    /// depends on them.
-    pub(crate) fn fma(self, steps: usize) -> (usize, f32) {
-        // SAFETY: `self` proves AVX2 and FMA, and AVX-512 for the wide tile
+    /// Does `steps` steps of what products of `p` are made of, on registers of the tile's width: how many
+    /// operations, and a value that depends on them.
+    pub(crate) fn fma(self, p: Precision, steps: usize) -> (usize, f32) {
+        // SAFETY: `self` proves AVX2 and FMA, and what its tiles need
         unsafe {
-            match self.tile {
+            match self.kind(p == Precision::Bf16).0 {
                 Tile::Narrow => (8 * steps * peak::FLOP, peak::fma(steps)),
-                Tile::Wide => (16 * steps * peak::FLOP, wide::fma(steps)),
+                Tile::Wide(_) => (16 * steps * peak::FLOP, wide::fma(steps)),
+                Tile::Dots(_) => (32 * steps * peak::FLOP, wide::dots(steps)),
             }
         }
     }
@@ -156,3 +179,34 @@ impl Cpu {
         convolution::run(self, convolution, p)
     }
 }
+
+/// Whether BF16 instructions do less in a second than FMAs in f32. Intel's processors start one in two cycles where
+/// they start four FMAs: half the work. AMD's start as many of either: twice the work.
+fn halves_dots() -> bool {
+    let v = core::arch::x86_64::__cpuid(0);
+    [v.ebx, v.edx, v.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
+/// Rows of a wide tile: as many as there are registers for if they leave room in the first-level cache for what
+/// passes, otherwise eight. The bits are the same.
+fn rows_in_cache() -> usize {
+    if first_level_bytes() >= 48 << 10 { ROWS_MAX } else { ROWS_MIN }
+}
+
+/// Size of a core's first-level data cache; 0 if the processor does not say.
+fn first_level_bytes() -> usize {
+    use core::arch::x86_64::{__cpuid, __cpuid_count};
+    // Intel's leaf, and AMD's of the same form
+    let leaf = [4, 0x8000_001d].into_iter().find(|leaf| {
+        let last = __cpuid(leaf & 0x8000_0000).eax;
+        last >= *leaf && __cpuid_count(*leaf, 0).eax & 0x1f == 1
+    });
+    leaf.map_or(0, |leaf| {
+        let v = __cpuid_count(leaf, 0);
+        let part = |shift: u32, bits: u32| ((v.ebx >> shift & ((1 << bits) - 1)) + 1) as usize;
+        part(22, 10) * part(12, 10) * part(0, 12) * (v.ecx as usize + 1)
+    })
+}
+
+const ROWS_MAX: usize = 14;
+const ROWS_MIN: usize = 8;

@@ -2,8 +2,8 @@
 //! ends the test program. Behind new results and kept buffers stands a mark, see `scratch::MARK`.
 
 use super::{
-    Attention, Binary, Convolution, Cpu, Finish, Layer, Norm, Product, Right, Rows, Sampling, Unary, Values,
-    View,
+    Attention, Binary, Convolution, Cpu, Finish, Layer, Most, Norm, Product, Right, Rows, Sampling, Unary,
+    Values, View,
 };
 use crate::Precision;
 use burn::tensor::bf16;
@@ -50,19 +50,74 @@ fn random(seed: u32, n: usize) -> Vec<f32> {
     (0..n).map(|_| value()).collect()
 }
 
+/// Every kind of kernel that the machine has, narrow first, with BF16 instructions only where they have the bits of
+/// the others.
+fn kinds() -> Vec<Cpu> {
+    let mut kinds: Vec<Cpu> = Vec::new();
+    for most in [Most::Avx2, Most::Avx512, Most::Avx512Bf16] {
+        let Some(cpu) = Cpu::detect(most) else { break };
+        if kinds.iter().all(|other| other.name() != cpu.name()) {
+            kinds.push(cpu);
+        }
+    }
+    if kinds.last().is_some_and(|cpu| cpu.name() != "avx512bf16") {
+        eprintln!("SKIPPED: BF16 instructions, which this machine has not");
+    } else if !dots_are_fmas() {
+        kinds.pop();
+        eprintln!("SKIPPED: same bits by BF16 instructions, which do not round as FMAs on this machine");
+    }
+    kinds
+}
+
+/// Whether BF16 instructions round after each product.
+fn dots_are_fmas() -> bool {
+    let Some(cpu) = Cpu::detect(Most::Avx512Bf16).filter(|cpu| cpu.name() == "avx512bf16") else {
+        return false;
+    };
+    let (x, w) = (halves(1, 64 * 40), halves(2, 64 * 40));
+    let found = half_product(cpu, 64, 40, &x, &w);
+    found == chains(40, &x, &w)
+}
+
+fn halves(seed: u32, n: usize) -> Vec<bf16> {
+    random(seed, n).into_iter().map(bf16::from_f32).collect()
+}
+
+/// `[m, k] · [n, k]ᵀ` in bf16.
+fn half_product(cpu: Cpu, m: usize, k: usize, x: &[bf16], w: &[bf16]) -> Vec<u32> {
+    let rows = |v| Rows { values: Values::Bf16(v), stride: k, width: k };
+    let layer = Layer { n: w.len() / k, right: Right::Rows(rows(w)), bias: None, then: None };
+    let result = cpu.layers(m, &[rows(x)], &[layer], Precision::Bf16).remove(0);
+    result.into_iter().map(f32::to_bits).collect()
+}
+
+/// The same by FMAs: blocks of 512 steps, of every two steps the second first.
+fn chains(k: usize, x: &[bf16], w: &[bf16]) -> Vec<u32> {
+    let block = |x: &[bf16], w: &[bf16]| {
+        x.chunks(2).zip(w.chunks(2)).fold(0f32, |sum, (x, w)| {
+            x.iter().zip(w).rev().fold(sum, |sum, (x, w)| x.to_f32().mul_add(w.to_f32(), sum))
+        })
+    };
+    let element = |x: &[bf16], w: &[bf16]| {
+        let sums = x.chunks(512).zip(w.chunks(512)).map(|(x, w)| block(x, w));
+        bf16::from_f32(sums.reduce(|a, b| b + a).expect("steps")).to_f32().to_bits()
+    };
+    x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| element(x, w))).collect()
+}
+
 /// Runs `kernel` on open memory and on memory with a closed page behind and before it, for both
-/// precisions and with narrow and wide tiles; the results must be the same. `kernel` gets a way to place its operands.
+/// precisions and with every kind of kernel; the results must be the same. `kernel` gets a way to place its operands.
 fn check(kernel: impl Fn(Cpu, Precision, &dyn Fn(Vec<f32>) -> &'static mut [f32]) -> Vec<f32>) {
-    let Some(narrow) = Cpu::detect(false) else { return };
-    let wide = Cpu::detect(true).expect("at least the narrow kind");
+    let kinds = kinds();
     for p in [Precision::F32, Precision::Bf16] {
-        let expected = kernel(narrow, p, &|v| v.leak());
-        for (cpu, guard) in
-            [(narrow, Guard::After), (narrow, Guard::Before), (wide, Guard::After), (wide, Guard::Before)]
-        {
-            let found = kernel(cpu, p, &|v| guarded(&v, guard));
-            let same = found.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits()));
-            assert!(same, "{}, {p:?}", cpu.name());
+        let Some(narrow) = kinds.first() else { return };
+        let expected = kernel(*narrow, p, &|v| v.leak());
+        for cpu in &kinds {
+            for guard in [Guard::After, Guard::Before] {
+                let found = kernel(*cpu, p, &|v| guarded(&v, guard));
+                let same = found.iter().map(|x| x.to_bits()).eq(expected.iter().map(|x| x.to_bits()));
+                assert!(same, "{}, {p:?}", cpu.name());
+            }
         }
     }
 }
@@ -122,7 +177,7 @@ fn rows() {
 
 #[test]
 fn bf16_is_widened() {
-    let Some(cpu) = Cpu::detect(false) else { return };
+    let Some(cpu) = Cpu::detect(Most::Avx2) else { return };
     for n in LENGTHS {
         let values: Vec<bf16> = random(1, n).into_iter().map(bf16::from_f32).collect();
         for guard in [Guard::After, Guard::Before] {
@@ -170,7 +225,7 @@ fn products() {
 
 #[test]
 fn weights_in_half_precision() {
-    let Some(cpu) = Cpu::detect(true) else { return };
+    let Some(cpu) = Cpu::detect(Most::Best) else { return };
     for (k, n) in [(1, 1), (65, 17), (513, 33)] {
         let (x, w) = (random(1, 3 * k), random(2, n * k));
         let narrow: Vec<bf16> = w.iter().map(|x| bf16::from_f32(*x)).collect();
@@ -183,6 +238,43 @@ fn weights_in_half_precision() {
         for guard in [Guard::After, Guard::Before] {
             assert!(product(Values::Bf16(guarded(&narrow, guard))) == product(Values::F32(&wide)));
         }
+    }
+}
+
+#[test]
+fn products_of_bf16_are_chains_of_fmas() {
+    for (m, k, n) in
+        [(1, 1, 1), (1, 2, 5), (5, 7, 3), (7, 65, 17), (13, 513, 31), (29, 1030, 33), (97, 9, 300)]
+    {
+        let (x, w) = (halves(1, m * k), halves(2, n * k));
+        let expected = chains(k, &x, &w);
+        for cpu in kinds() {
+            for guard in [Guard::After, Guard::Before] {
+                let found = half_product(cpu, m, k, guarded(&x, guard), guarded(&w, guard));
+                assert!(found == expected, "{}: [{m}, {k}] times [{n}, {k}]", cpu.name());
+            }
+        }
+    }
+}
+
+/// A layer over bf16 weights beside one over f32 has the bits it has alone, with all that may follow.
+#[test]
+fn layers_of_both_kinds() {
+    let (m, k, n) = (31, 150, 40);
+    let (x, half, single) = (random(1, m * k), halves(2, n * k), random(3, n * k));
+    let bias = random(4, n);
+    let run = |cpu: Cpu, layers: &[Layer<'_>]| {
+        cpu.layers(m, &[Rows { values: Values::F32(&x), stride: k, width: k }], layers, Precision::Bf16)
+    };
+    let layer = |values| {
+        let right = Right::Rows(Rows { values, stride: k, width: k });
+        Layer { n, right, bias: Some(&bias), then: Some(Unary::GeluTanh) }
+    };
+    let (half, single) = (layer(Values::Bf16(&half)), layer(Values::F32(&single)));
+    for cpu in kinds() {
+        let both = run(cpu, &[single, half, single]);
+        assert!(both[0] == both[2] && both[1] == run(cpu, &[half])[0] && both[0] == run(cpu, &[single])[0]);
+        assert!(both[1] == run(kinds()[0], &[half])[0], "{}", cpu.name());
     }
 }
 
@@ -225,8 +317,9 @@ fn attention() {
             let (queries, more) = ([view(1, sq)], 9);
             let (keys, values) = ([view(2, sk), view(3, more)], [view(4, sk), view(5, more)]);
             let attention = Attention { queries: &queries, keys: &keys, values: &values };
-            let (out, lse) = cpu.attention(&attention, 0.3, p).remove(0);
-            [out, lse].concat()
+            let (out, lse) = cpu.attention(&attention, 0.3, [p, p]).remove(0);
+            let (whole, _) = cpu.attention(&attention, 0.3, [p, Precision::F32]).remove(0);
+            [out, lse, whole].concat()
         });
     }
 }

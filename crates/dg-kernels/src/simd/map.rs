@@ -1,13 +1,25 @@
 //! Element by element.
 
 use super::lanes::{LANES, exp, load, round, store, tanh};
-use super::{Binary, Unary};
+use super::product::tile::Tile;
+use super::{Binary, Unary, activations};
 use crate::Precision;
 use burn::tensor::{bf16, f16};
 use core::arch::x86_64::*;
 
+/// # Safety
+/// The machine has the instructions of `tile`.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn unary(op: Unary, p: Precision, v: &mut [f32]) {
+pub(super) unsafe fn unary(tile: Tile, op: Unary, p: Precision, v: &mut [f32]) {
+    match tile {
+        Tile::Narrow => narrow(op, p, v),
+        // SAFETY: the caller's promise
+        Tile::Dots(_) | Tile::Wide(_) => unsafe { activations::unary(op, p, v) },
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn narrow(op: Unary, p: Precision, v: &mut [f32]) {
     const GELU_NEW: u8 = Unary::GeluNew as u8;
     const GELU_TANH: u8 = Unary::GeluTanh as u8;
     const QUICK_GELU: u8 = Unary::QuickGelu as u8;

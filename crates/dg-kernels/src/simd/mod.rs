@@ -1,6 +1,7 @@
 //! Everything that needs `unsafe`: AVX2+FMA kernels over plain slices.
 //!
-//! Products have a variant for AVX-512 with the same bits. [`Cpu`] is the proof that the instructions exist; its methods are safe and check the lengths they
+//! Products, softmax and activations have variants for AVX-512 with the same bits, products of bf16 one for its BF16
+//! instructions. [`Cpu`] is the proof that the instructions exist; its methods are safe and check the lengths they
 //! rely on. On other architectures it has no values, so callers take their portable path.
 #![allow(unsafe_code)]
 
@@ -8,6 +9,8 @@ mod shared;
 
 #[cfg(not(target_arch = "x86_64"))]
 mod absent;
+#[cfg(target_arch = "x86_64")]
+mod activations;
 #[cfg(target_arch = "x86_64")]
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +32,8 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 #[cfg(target_arch = "x86_64")]
+mod softmax;
+#[cfg(target_arch = "x86_64")]
 mod wide;
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -37,6 +42,17 @@ pub(crate) use absent::Cpu;
 pub(crate) use cpu::Cpu;
 
 use burn::tensor::{bf16, f16};
+
+/// How far [`Cpu::detect`] may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Most {
+    Avx2,
+    Avx512,
+    /// And BF16 instructions.
+    Avx512Bf16,
+    /// The fastest: BF16 instructions only where they do more than FMAs in f32.
+    Best,
+}
 
 /// Numbers as they lie in a file.
 #[derive(Clone, Copy)]

@@ -55,26 +55,37 @@ unsafe fn norm_in<const BF16: bool>(norm: Norm<'_>, eps: f32, to: &mut [f32], fr
 
 #[target_feature(enable = "avx2,fma")]
 fn mean(v: &[f32]) -> f32 {
-    let mut total = _mm256_setzero_ps();
-    for c in v.chunks(LANES) {
-        // SAFETY: exactly the elements of the chunk
-        total = _mm256_add_ps(total, unsafe { load(c.as_ptr(), c.len()) });
+    let mut totals = [_mm256_setzero_ps(); 4];
+    for four in v.chunks(4 * LANES) {
+        for (c, total) in four.chunks(LANES).zip(&mut totals) {
+            // SAFETY: exactly the elements of the chunk
+            *total = _mm256_add_ps(*total, unsafe { load(c.as_ptr(), c.len()) });
+        }
     }
-    sum(total) / v.len() as f32
+    all(totals) / v.len() as f32
 }
 
 /// The mean of `(x - mean)²`.
 #[target_feature(enable = "avx2,fma")]
 fn mean_square(v: &[f32], mean: f32) -> f32 {
     let mean = _mm256_set1_ps(mean);
-    let mut total = _mm256_setzero_ps();
-    for c in v.chunks(LANES) {
-        // SAFETY: exactly the elements of the chunk
-        let x = unsafe { load(c.as_ptr(), c.len()) };
-        let x = keep(_mm256_sub_ps(x, mean), c.len());
-        total = _mm256_fmadd_ps(x, x, total);
+    let mut totals = [_mm256_setzero_ps(); 4];
+    for four in v.chunks(4 * LANES) {
+        for (c, total) in four.chunks(LANES).zip(&mut totals) {
+            // SAFETY: exactly the elements of the chunk
+            let x = unsafe { load(c.as_ptr(), c.len()) };
+            let x = keep(_mm256_sub_ps(x, mean), c.len());
+            *total = _mm256_fmadd_ps(x, x, *total);
+        }
     }
-    sum(total) / v.len() as f32
+    all(totals) / v.len() as f32
+}
+
+/// The sum of sums: several, because each waits for the one before it.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn all([a, b, c, d]: [__m256; 4]) -> f32 {
+    sum(_mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d)))
 }
 
 /// `(a, b) -> (a·cos - b·sin, a·sin + b·cos)`, four pairs at a time.

@@ -17,18 +17,20 @@ fn linear_rows_do_not_depend_on_their_number() {
         (48, 192),
         (768, 48),
         (1500, 16),
+        (515, 24),
         (16, 3),
     ];
-    for (inner, n) in shapes {
-        let (x, w, b) = (random(1, [200, inner]), random(2, [n, inner]).cast(DType::BF16), random(3, [n]));
+    for (p, (inner, n)) in BOTH.into_iter().flat_map(|p| shapes.map(|shape| (p, shape))) {
+        let (x, w, b) =
+            (input(1, [200, inner], p), random(2, [n, inner]).cast(DType::BF16), input(3, [n], p));
         for bias in [None, Some(&b)] {
-            let whole = bits(k::linear(x.clone(), &w, bias, F32));
+            let whole = bits(k::linear(x.clone(), &w, bias, p));
             for m in 1..100 {
                 let start = [0, 7, 99][m % 3];
-                let part = bits(k::linear(x.clone().narrow(0, start, m), &w, bias, F32));
+                let part = bits(k::linear(x.clone().narrow(0, start, m), &w, bias, p));
                 assert!(
                     part[..] == whole[start * n..(start + m) * n],
-                    "{inner} -> {n}, {m} rows from {start}"
+                    "{inner} -> {n}, {m} rows from {start}, {p:?}"
                 );
             }
         }
@@ -38,17 +40,29 @@ fn linear_rows_do_not_depend_on_their_number() {
 /// Ulysses and PipeFusion depend on this: splitting queries or heads changes no bit.
 #[test]
 fn attention_rows_do_not_depend_on_the_split() {
-    let (q, kk, v) = (random(1, [1, 211, 2, 40]), random(2, [1, 211, 2, 40]), random(3, [1, 211, 2, 40]));
-    let (whole, lse) = k::attention(q.clone(), kk.clone(), v.clone(), 0.125, F32);
-    for (start, len) in [(0, 1), (0, 96), (50, 97), (5, 6), (100, 111)] {
-        let part = k::attention(q.clone().narrow(1, start, len), kk.clone(), v.clone(), 0.125, F32);
-        assert!(bits(part.0) == bits(whole.clone().narrow(1, start, len)), "{len} queries from {start}");
-        assert!(bits(part.1) == bits(lse.clone().narrow(2, start, len)));
-    }
-    for head in 0..2 {
-        let of = |t: &Tensor<4>| t.clone().narrow(2, head, 1);
-        let part = k::attention(of(&q), of(&kk), of(&v), 0.125, F32);
-        assert!(bits(part.0) == bits(of(&whole)) && bits(part.1) == bits(lse.clone().narrow(1, head, 1)));
+    for (p, d) in BOTH.into_iter().flat_map(|p| [(p, 40), (p, 13)]) {
+        let part = |seed| input(seed, [1, 311, 2, d], p);
+        let (q, kk, v) = (part(1), part(2), part(3));
+        let (whole, lse) = k::attention(q.clone(), kk.clone(), v.clone(), 0.125, p);
+        for (start, len) in [(0, 1), (0, 96), (50, 97), (5, 6), (100, 211)] {
+            let part = k::attention(q.clone().narrow(1, start, len), kk.clone(), v.clone(), 0.125, p);
+            assert!(
+                bits(part.0) == bits(whole.clone().narrow(1, start, len)),
+                "{len} queries from {start}, {p:?}"
+            );
+            assert!(bits(part.1) == bits(lse.clone().narrow(2, start, len)));
+        }
+        for head in 0..2 {
+            let of = |t: &Tensor<4>| t.clone().narrow(2, head, 1);
+            let part = k::attention(of(&q), of(&kk), of(&v), 0.125, p);
+            assert!(bits(part.0) == bits(of(&whole)) && bits(part.1) == bits(lse.clone().narrow(1, head, 1)));
+        }
+        // where the keys' segments begin changes nothing either, also inside of a pair
+        for cut in [1, 64, 255, 300] {
+            let two = |t: &Tensor<4>| vec![t.clone().narrow(1, 0, cut), t.clone().narrow(1, cut, 311 - cut)];
+            let cut = k::attention_segments(vec![q.clone()], two(&kk), two(&v), 0.125, p).remove(0);
+            assert!(bits(cut.0) == bits(whole.clone()) && bits(cut.1) == bits(lse.clone()), "{p:?}");
+        }
     }
 }
 
@@ -111,26 +125,31 @@ fn images_do_not_depend_on_their_batch() {
 
 #[test]
 fn threads_change_no_bit() {
-    let run = |threads| {
+    let run = |threads, p| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         pool.install(|| {
-            let mut all = batch(0, 3, F32);
-            let image = random(1, [1, 16, 70, 80]);
+            let mut all = batch(0, 3, p);
+            let image = input(1, [1, 16, 70, 80], p);
             let (w, b) = (random(2, [16]), random(3, [32]));
-            all.push(bits(k::group_norm(image.clone(), &w, &w, 2, 1e-6, true, F32)));
-            all.push(bits(k::conv3x3(image.clone(), &random(4, [32, 16, 3, 3]), &b, F32)));
-            all.push(bits(k::conv1x1(image, &random(4, [32, 16, 1, 1]), &b, F32)));
-            all.push(bits(k::linear(random(5, [300, 700]), &random(6, [500, 700]), None, F32)));
-            let (residual, gate) = (random(10, [1, 300, 500]), random(11, [1, 500]));
-            let parts = vec![random(12, [1, 300, 600]), random(13, [1, 300, 100])];
-            all.push(bits(k::linear_gated(residual, gate, parts, &random(6, [500, 700]), None, F32)));
-            let part = |seed| random(seed, [1, 300, 2, 64]);
-            all.push(bits(k::attention(part(7), part(8), part(9), 0.125, F32).0));
+            all.push(bits(k::group_norm(image.clone(), &w, &w, 2, 1e-6, true, p)));
+            all.push(bits(k::conv3x3(image.clone(), &random(4, [32, 16, 3, 3]), &b, p)));
+            all.push(bits(k::conv1x1(image, &random(4, [32, 16, 1, 1]), &b, p)));
+            for kind in [DType::F32, DType::BF16] {
+                let weight = random(6, [500, 700]).cast(kind);
+                all.push(bits(k::linear(input(5, [300, 700], p), &weight, None, p)));
+                let (residual, gate) = (input(10, [1, 300, 500], p), input(11, [1, 500], p));
+                let parts = vec![input(12, [1, 300, 600], p), input(13, [1, 300, 100], p)];
+                all.push(bits(k::linear_gated(residual, gate, parts, &weight, None, p)));
+            }
+            let part = |seed| input(seed, [1, 300, 2, 64], p);
+            all.push(bits(k::attention(part(7), part(8), part(9), 0.125, p).0));
             all
         })
     };
-    let one = run(1);
-    assert!(run(2) == one && run(3) == one);
+    for p in BOTH {
+        let one = run(1, p);
+        assert!(run(2, p) == one && run(3, p) == one, "{p:?}");
+    }
 }
 
 #[test]

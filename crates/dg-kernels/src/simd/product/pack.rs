@@ -1,7 +1,11 @@
 //! Operands in the order in which tiles read them.
 
-use super::super::map::{widen_bf16, widen_f16};
-use super::super::{Rows, Values};
+use super::super::map::{unary, widen_bf16, widen_f16};
+use super::super::{Rows, Unary, Values};
+use super::KC;
+use super::steps::{Steps, pairs_of};
+use super::tile::Tile;
+use crate::Precision;
 use core::arch::x86_64::*;
 use core::ops::Range;
 
@@ -10,6 +14,11 @@ use core::ops::Range;
 pub(in super::super) fn copy(values: Values<'_>, at: usize, to: &mut [f32]) {
     let n = to.len();
     match values {
+        // of a fixed length: some moves instead of a call
+        Values::F32(v) if n == STEP => {
+            let from = v[at..at + n].first_chunk::<STEP>().expect("as long");
+            *to.first_chunk_mut().expect("as long") = *from;
+        }
         Values::F32(v) => to.copy_from_slice(&v[at..at + n]),
         // SAFETY: the lengths are equal
         Values::Bf16(v) => unsafe { widen_bf16(to, &v[at..at + n]) },
@@ -17,9 +26,29 @@ pub(in super::super) fn copy(values: Values<'_>, at: usize, to: &mut [f32]) {
     }
 }
 
-/// Columns `first..first + to.len()` of row `row` of matrices side by side.
+/// Columns `first..first + k` of row `row` of matrices side by side, in the places of `steps`. `k` is at most [`KC`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn copy_row(parts: &[Rows<'_>], row: usize, first: usize, to: &mut [f32]) {
+pub(super) fn copy_row(
+    parts: &[Rows<'_>],
+    row: usize,
+    (first, k): (usize, usize),
+    steps: Steps,
+    to: &mut [f32],
+) {
+    if steps == Steps::Pairs {
+        let mut line = [0f32; KC];
+        let line = &mut line[..k];
+        join(parts, row, first, line);
+        steps.settle(line);
+        to.copy_from_slice(&line[..to.len()]);
+    } else {
+        join(parts, row, first, to);
+        steps.settle(to);
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn join(parts: &[Rows<'_>], row: usize, first: usize, to: &mut [f32]) {
     let (mut first, mut to) = (first, to);
     for part in parts {
         if first >= part.width {
@@ -36,53 +65,77 @@ pub(super) fn copy_row(parts: &[Rows<'_>], row: usize, first: usize, to: &mut [f
     }
 }
 
-/// Rows `columns` of `[n, k]`, as panels of `nr` columns of its transpose: `[columns / nr][k][nr]`.
-/// Columns after the last become zero. `nr` is a multiple of eight, at most [`NR_MAX`].
+/// Rows `columns` of `[n, k]`, as panels of `nr` columns of its transpose: `[columns / nr][k][nr]`, with
+/// places of `steps` for `k`. Columns after the last become zero. `nr` is a multiple of eight, at most [`NR_MAX`].
 #[target_feature(enable = "avx2,fma")]
 pub(in super::super) fn transpose(
     from: Rows<'_>,
     columns: Range<usize>,
     (k0, k): (usize, usize),
-    nr: usize,
+    (nr, steps): (usize, Steps),
     to: &mut [f32],
 ) {
+    let (places, each) = (steps.places(k), if steps == Steps::Pairs { 2 } else { 1 });
     // rows of weights are often a power of two apart and would meet in one set of the cache
     let mut lines = [0f32; NR_MAX * STEP];
-    for (panel, to) in columns.clone().step_by(nr).zip(to.chunks_exact_mut((k * nr).max(1))) {
+    for (panel, to) in columns.clone().step_by(nr).zip(to.chunks_exact_mut((places * nr).max(1))) {
         let n = nr.min(columns.end - panel);
         lines[n * STEP..].fill(0.0);
-        for inner in (0..k).step_by(STEP) {
-            let len = STEP.min(k - inner);
+        for inner in (0..places).step_by(STEP) {
+            let len = STEP.min(places - inner);
+            let count = (each * len).min(k - each * inner);
             for (i, line) in lines.chunks_exact_mut(STEP).take(n).enumerate() {
-                let at = (panel + i) * from.stride + k0 + inner;
+                let at = (panel + i) * from.stride + k0 + each * inner;
                 // pieces of a row are too short for the machine to foresee the next one
-                ahead(from.values, at + STEP);
-                copy(from.values, at, &mut line[..len]);
+                ahead(from.values, at + each * STEP, each * STEP);
+                fetch(from.values, at..at + count, steps, &mut line[..len]);
             }
-            turn(&lines, nr, &mut to[inner * nr..][..len * nr]);
+            turn(&lines, nr, steps == Steps::Swapped, &mut to[inner * nr..][..len * nr]);
         }
     }
 }
 
-/// Asks for the [`STEP`] values from `at` on.
+/// Values `at` in the places of `steps`, not yet swapped.
+#[target_feature(enable = "avx2,fma")]
+fn fetch(values: Values<'_>, at: Range<usize>, steps: Steps, to: &mut [f32]) {
+    match (steps, values) {
+        (Steps::Pairs, Values::Bf16(v)) => pairs_of(&v[at], to),
+        (Steps::Pairs, _) => {
+            let mut line = [0f32; 2 * STEP];
+            let line = &mut line[..at.len()];
+            copy(values, at.start, line);
+            steps.settle(line);
+            to.copy_from_slice(&line[..to.len()]);
+        }
+        (Steps::Swapped, Values::F16(_) | Values::F32(_)) => {
+            copy(values, at.start, to);
+            // SAFETY: the narrow one needs no more than this function
+            unsafe { unary(Tile::Narrow, Unary::Round, Precision::Bf16, to) };
+        }
+        (Steps::Plain, _) | (Steps::Swapped, Values::Bf16(_)) => copy(values, at.start, to),
+    }
+}
+
+/// Asks for the `n` values from `at` on.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn ahead(values: Values<'_>, at: usize) {
+fn ahead(values: Values<'_>, at: usize, n: usize) {
     let (start, bytes) = match values {
-        Values::Bf16(v) => (v.as_ptr().wrapping_add(at).cast::<i8>(), 2 * STEP),
-        Values::F16(v) => (v.as_ptr().wrapping_add(at).cast(), 2 * STEP),
-        Values::F32(v) => (v.as_ptr().wrapping_add(at).cast(), 4 * STEP),
+        Values::Bf16(v) => (v.as_ptr().wrapping_add(at).cast::<i8>(), 2 * n),
+        Values::F16(v) => (v.as_ptr().wrapping_add(at).cast(), 2 * n),
+        Values::F32(v) => (v.as_ptr().wrapping_add(at).cast(), 4 * n),
     };
     for line in (0..bytes).step_by(64) {
         _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line));
     }
 }
 
-/// `to[k][nr]` = the first `nr` lines of `from`, [`STEP`] long, turned over.
+/// `to[k][nr]` = the first `nr` lines of `from`, [`STEP`] long, turned over; if `swapped`, with the second of every
+/// two rows before the first.
 #[target_feature(enable = "avx2,fma")]
-fn turn(from: &[f32; NR_MAX * STEP], nr: usize, to: &mut [f32]) {
+fn turn(from: &[f32; NR_MAX * STEP], nr: usize, swapped: bool, to: &mut [f32]) {
     let k = to.len() / nr;
-    let whole = k / 8 * 8;
+    let (whole, flip) = (k / 8 * 8, usize::from(swapped));
     assert!(nr.is_multiple_of(8) && nr <= NR_MAX && k <= STEP);
     for inner in (0..whole).step_by(8) {
         for group in (0..nr).step_by(8) {
@@ -91,13 +144,14 @@ fn turn(from: &[f32; NR_MAX * STEP], nr: usize, to: &mut [f32]) {
                 let at = |i: usize| _mm256_loadu_ps(from.as_ptr().add((group + i) * STEP + inner));
                 let lines = turn_8x8([at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)]);
                 for (i, line) in lines.into_iter().enumerate() {
-                    _mm256_storeu_ps(to.as_mut_ptr().add((inner + i) * nr + group), line);
+                    _mm256_storeu_ps(to.as_mut_ptr().add((inner + (i ^ flip)) * nr + group), line);
                 }
             }
         }
     }
     for inner in whole..k {
-        for (i, x) in to[inner * nr..][..nr].iter_mut().enumerate() {
+        let row = if inner ^ flip < k { inner ^ flip } else { inner };
+        for (i, x) in to[row * nr..][..nr].iter_mut().enumerate() {
             *x = from[i * STEP + inner];
         }
     }

@@ -1,15 +1,18 @@
 //! The innermost product: some rows times some columns, in registers.
 
 use super::super::lanes::{load, store};
+use super::dots;
 use core::arch::x86_64::*;
 
-/// The kinds of register tiles. Both give the same bits.
+/// The kinds of register tiles. All give the same bits for the same order of inner steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Tile {
     /// AVX2: six rows, two registers of columns.
     Narrow,
-    /// AVX-512: eight rows, two registers of columns.
-    Wide,
+    /// AVX-512: so many rows, two registers of columns.
+    Wide(usize),
+    /// The same with BF16 instructions: an inner step is two bf16 in the place of one float.
+    Dots(usize),
 }
 
 /// Where the result of [`Tile::block`] goes.
@@ -30,15 +33,15 @@ impl Tile {
     pub(in super::super) fn columns(self) -> usize {
         match self {
             Self::Narrow => 16,
-            Self::Wide => 32,
+            Self::Wide(_) | Self::Dots(_) => 32,
         }
     }
 
     /// `to (+)= a · b` for `k` inner steps. `a`: rows of floats, `lda` apart. `b`: panels of
     /// [`columns`](Self::columns) columns as `[k][columns]`, `panel` floats apart.
     ///
-    /// Each element is one chain of FMAs in the order of `k`, added to the target at the end, wherever its
-    /// row or column stands: rows and columns do not know of each other.
+    /// Each element is one chain of FMAs (or of sums of two products) in the order of `k`, added to the
+    /// target at the end, wherever its row or column stands: rows and columns do not know of each other.
     ///
     /// # Safety
     /// The machine has the instructions of this kind. `a` holds `to.rows` rows of `k` floats, `b`
@@ -54,7 +57,8 @@ impl Tile {
         unsafe {
             match self {
                 Self::Narrow => narrow(k, a, b, to),
-                Self::Wide => wide(k, a, b, to),
+                Self::Wide(most) => wide(most, k, a, b, to),
+                Self::Dots(most) => dots::block(most, k, a, b, to),
             }
         }
     }
@@ -71,9 +75,23 @@ macro_rules! by_rows {
             5 => $tile::<5> $arguments,
             6 => $tile::<6> $arguments,
             7 => $tile::<7> $arguments,
-            _ => $tile::<8> $arguments,
+            8 => $tile::<8> $arguments,
+            9 => $tile::<9> $arguments,
+            10 => $tile::<10> $arguments,
+            11 => $tile::<11> $arguments,
+            12 => $tile::<12> $arguments,
+            13 => $tile::<13> $arguments,
+            _ => $tile::<14> $arguments,
         }
     };
+}
+pub(super) use by_rows;
+
+/// `rows` in as few stretches of at most `most` as there can be, all of about one length: a stretch of a few
+/// rows would wait for its own sums.
+pub(super) fn stretches(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
 }
 
 /// A panel stays in the first-level cache while the rows pass.
@@ -95,20 +113,26 @@ unsafe fn narrow(k: usize, (a, lda): (*const f32, usize), (b, panel): (*const f3
     }
 }
 
-/// Eight rows stay in the first-level cache while the panels pass.
+/// At most `most` rows stay in the first-level cache while the panels pass.
 ///
 /// # Safety
 /// As [`Tile::block`].
 #[target_feature(enable = "avx512f,avx2,fma")]
-unsafe fn wide(k: usize, (a, lda): (*const f32, usize), (b, panel): (*const f32, usize), to: Target) {
-    for row in (0..to.rows).step_by(8) {
+unsafe fn wide(
+    most: usize,
+    k: usize,
+    (a, lda): (*const f32, usize),
+    (b, panel): (*const f32, usize),
+    to: Target,
+) {
+    for (row, rows) in stretches(to.rows, most) {
         for (j, column) in (0..to.columns).step_by(32).enumerate() {
             let left = to.columns - column;
             // SAFETY: `row` and `column` are inside of what the caller described
             unsafe {
                 let (a, b) = (a.add(row * lda), b.add(j * panel));
                 let c = to.start.add(row * to.stride + column);
-                by_rows!(to.rows - row, wide_tile, (k, (a, lda), b, (c, to.stride), left, to.add));
+                by_rows!(rows, wide_tile, (k, (a, lda), b, (c, to.stride), left, to.add));
             }
         }
     }
@@ -172,18 +196,15 @@ unsafe fn wide_tile<const R: usize>(
     left: usize,
     add: bool,
 ) {
-    // SAFETY: the caller's promise; a prefetch may name any address; masked lanes are not touched
+    // SAFETY: the caller's promise
     unsafe {
         if add {
-            for r in 0..R {
-                let c = c.wrapping_add(r * ldc);
-                _mm_prefetch::<_MM_HINT_T0>(c.cast());
-                _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(16).cast());
-            }
+            expect::<R>((c, ldc));
         }
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         let (mut a, mut b) = (a, b);
         for _ in 0..k {
+            ahead(b);
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
             for (r, sums) in sums.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(r * lda));
@@ -193,14 +214,56 @@ unsafe fn wide_tile<const R: usize>(
             a = a.add(1);
             b = b.add(32);
         }
-        let lanes = |left: usize| if left >= 16 { 0xffff } else { (1u16 << left) - 1 };
-        let masks = [lanes(left), lanes(left.saturating_sub(16))];
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (half, sum) in sums.into_iter().enumerate() {
-                let (c, mask) = (c.wrapping_add(r * ldc + 16 * half), masks[half]);
-                let sum = if add { _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, c)) } else { sum };
+        put(&sums, (c, ldc), left, add);
+    }
+}
+
+/// Asks for what [`AHEAD`] later steps read of a panel: it comes from the second-level cache, whose latency the
+/// machine does not hide when eight or fourteen rows share a step.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(super) fn ahead(b: *const f32) {
+    let later = b.wrapping_add(32 * AHEAD);
+    _mm_prefetch::<_MM_HINT_T0>(later.cast());
+    _mm_prefetch::<_MM_HINT_T0>(later.wrapping_add(16).cast());
+}
+
+/// Puts sums of sixteen lanes where they belong.
+///
+/// # Safety
+/// `c` holds `R` rows of `min(left, 32)` floats.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(super) unsafe fn put<const R: usize>(
+    sums: &[[__m512; 2]; R],
+    (c, ldc): (*mut f32, usize),
+    left: usize,
+    add: bool,
+) {
+    let lanes = |left: usize| if left >= 16 { 0xffff } else { (1u16 << left) - 1 };
+    let masks = [lanes(left), lanes(left.saturating_sub(16))];
+    for (r, sums) in sums.iter().enumerate() {
+        for (half, sum) in sums.iter().enumerate() {
+            let (c, mask) = (c.wrapping_add(r * ldc + 16 * half), masks[half]);
+            // SAFETY: the caller's promise; masked lanes are not touched
+            unsafe {
+                let sum = if add { _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, c)) } else { *sum };
                 _mm512_mask_storeu_ps(c, mask, sum);
             }
         }
     }
 }
+
+/// Asks for `R` rows that are going to be added to.
+#[inline]
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub(super) fn expect<const R: usize>((c, ldc): (*mut f32, usize)) {
+    for r in 0..R {
+        let c = c.wrapping_add(r * ldc);
+        _mm_prefetch::<_MM_HINT_T0>(c.cast());
+        _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(16).cast());
+    }
+}
+
+/// Inner steps to look ahead.
+const AHEAD: usize = 8;

@@ -23,7 +23,7 @@ impl Processors {
 fn core_flops() -> f64 {
     let one = || {
         let begin = Instant::now();
-        let done = dg_kernels::multiply_adds(STEPS)?;
+        let done = dg_kernels::multiply_adds(dg_kernels::Precision::F32, STEPS)?;
         Some(done / begin.elapsed().as_secs_f64())
     };
     let fastest = (0..TRIES).filter_map(|_| one()).max_by(f64::total_cmp);

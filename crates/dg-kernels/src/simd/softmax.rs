@@ -1,0 +1,45 @@
+//! A row of scores of attention, on eight lanes.
+
+use super::lanes::{LANES, exp2_below_zero, keep, load, max, store, sum};
+use core::arch::x86_64::*;
+
+/// `2^(x - top)` of every score, where `top` is the greatest of them and of `old`. Returns `top` and the sum, which
+/// is taken over 32 lanes. If `SCALED`, scores are first multiplied by `factor`.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn probabilities<const SCALED: bool>(row: &mut [f32], old: f32, factor: f32) -> (f32, f32) {
+    let factor = _mm256_set1_ps(factor);
+    let mut top = _mm256_set1_ps(old);
+    let lowest = _mm256_set1_ps(f32::NEG_INFINITY);
+    for x in row.chunks(LANES) {
+        // SAFETY: exactly the elements of the chunk
+        let mut v = unsafe { load(x.as_ptr(), x.len()) };
+        if SCALED {
+            v = _mm256_mul_ps(v, factor);
+        }
+        if x.len() < LANES {
+            v = _mm256_blendv_ps(lowest, v, _mm256_castsi256_ps(super::lanes::mask(x.len())));
+        }
+        top = _mm256_max_ps(top, v);
+    }
+    let new = max(top);
+    if new == f32::NEG_INFINITY {
+        // later keys may have scores: -inf - -inf would spoil them
+        row.fill(0.0);
+        return (new, 0.0);
+    }
+    let (top, mut totals) = (_mm256_set1_ps(new), [_mm256_setzero_ps(); 4]);
+    for four in row.chunks_mut(4 * LANES) {
+        for (x, total) in four.chunks_mut(LANES).zip(&mut totals) {
+            // SAFETY: exactly the elements of the chunk
+            unsafe {
+                let v = load(x.as_ptr(), x.len());
+                let v = if SCALED { _mm256_fmsub_ps(v, factor, top) } else { _mm256_sub_ps(v, top) };
+                let e = keep(exp2_below_zero(v), x.len());
+                *total = _mm256_add_ps(*total, e);
+                store(x.as_mut_ptr(), x.len(), e);
+            }
+        }
+    }
+    let [a, b, c, d] = totals;
+    (new, sum(_mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d))))
+}
