@@ -159,8 +159,8 @@ fn settings() -> String {
          In TOML, `[model] name` is the same as `model_name`, and `[model] path` is a folder relative to the \
          file. `[cluster]`, `[[node]]`, `[failure]` and `[security]` (docs/cluster.md) are checked, and have no effect here. `DG_LOG` (or `RUST_LOG`) filters messages: a level, or `target=level,…`, on top of warnings; `-v` and \
          `--quiet` win over both, and `RUST_LOG` without a target silences no warning of this program. \
-         `NO_COLOR` is respected. `DG_KERNELS` (`portable`, `avx2`, `avx512`) holds the CPU kernels to a path; by \
-         default the best one of the machine is taken.\n\n\
+         `NO_COLOR` is respected. `DG_KERNELS` (`portable`, `avx2`, `avx512`, `avx512bf16`) holds the CPU kernels to \
+         a path; by default the fastest one of the machine is taken.\n\n\
          An unknown `DG_T2I_*` variable is a warning. An unknown `DG_XDIT_*` variable that asks for something is \
          an error, because the run would not be laid out as asked.\n",
     );

@@ -215,8 +215,10 @@ impl Size {
                 // SAFETY: `i + min(8, left)` floats of each
                 unsafe {
                     let low = round::<true>(load(x.as_ptr().add(i), left));
-                    let high = second.map(|row| load(row[c * nr + i..].as_ptr(), left));
-                    let high = round::<true>(high.unwrap_or(_mm256_setzero_ps()));
+                    let high = match second {
+                        Some(row) => round::<true>(load(row[c * nr + i..].as_ptr(), left)),
+                        None => _mm256_setzero_ps(),
+                    };
                     let low = _mm256_castsi256_ps(_mm256_srli_epi32::<16>(_mm256_castps_si256(low)));
                     store(line.as_mut_ptr().add(i), left, _mm256_or_ps(high, low));
                 }

@@ -180,8 +180,9 @@ impl Cpu {
     }
 }
 
-/// Whether BF16 instructions do less in a second than FMAs in f32. Intel's processors start one in two cycles where
-/// they start four FMAs: half the work. AMD's start as many of either: twice the work.
+/// Whether BF16 instructions do less in a second than FMAs in f32: half the work on the Intel Xeon where both were
+/// measured (docs/performance.md). AMD's Zen 4 is said to start as many of either, which is twice the work; that was not
+/// measured with these kernels.
 fn halves_dots() -> bool {
     let v = core::arch::x86_64::__cpuid(0);
     [v.ebx, v.edx, v.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"

@@ -57,7 +57,7 @@ fn the_path_is_as_selected() {
     let best = ["avx512bf16", "avx512", "avx2"].into_iter().find(|value| able(value)).unwrap_or("portable");
     match asked.as_str() {
         "auto" => {
-            assert!(able(k::path()) && (k::path() == best || (k::path(), best) == ("avx512", "avx512bf16")))
+            assert!(able(k::path()) && (k::path() == best || (k::path(), best) == ("avx512", "avx512bf16")));
         }
         _ if portable || able(&asked) => assert_eq!(k::path(), asked),
         _ => assert_eq!(k::path(), best),

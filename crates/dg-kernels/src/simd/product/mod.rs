@@ -177,7 +177,7 @@ impl Step<'_> {
                 for row in first..first + rows {
                     // SAFETY: the cell's own part, written by `block`
                     unsafe {
-                        end.row(tile, row, columns.clone(), *n, out.part(row * n + columns.start, width))
+                        end.row(tile, row, columns.clone(), *n, out.part(row * n + columns.start, width));
                     };
                 }
             }
