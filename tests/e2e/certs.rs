@@ -363,7 +363,7 @@ fn a_doctor_looks_at_gpus_and_at_what_tells_nccl() {
     let place = rig();
     let gpus = "[[node]]\nname = \"gpus\"\nlocal = true\ngpus = [999]\n\
                 [node.env]\nNCCL_SOCKET_IFNAME = \"=nowhere0\"\nNCCL_DEBUG = \"WARN\"\n";
-    place.write("rig.toml", format!("[cluster]\nlisten = \"127.0.0.1:0\"\n{gpus}"));
+    place.write("rig.toml", gpus);
     let env = [("NCCL_COMM_BLOCKING", "1"), ("NCCL_SHM_DISABLE", "1"), ("NCCL_NO_SUCH_WORD", "x")];
     let output = place.cluster(&args(&["doctor", "-o", "json"]), &env);
     expect_exit(&output, 4, &["must be put right", "hint: "]);

@@ -233,9 +233,11 @@ impl Engine {
             drop(state);
         }
         let is_clean = self.inner.check().is_ok() && self.edges.values().all(Edge::is_still);
-        let raws: Vec<_> = self.edges.into_values().filter_map(Edge::into_raw).collect();
         if is_clean {
-            close(raws);
+            close(self.edges.into_values().filter_map(Edge::into_raw).collect());
+        } else {
+            // Each is given up before the memory that it may use is. NCCL may hang in that: so it is not over before.
+            drop(self.edges);
         }
         self.shared.lock().is_over = true;
         self.shared.changed();

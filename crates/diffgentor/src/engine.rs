@@ -80,14 +80,14 @@ pub(crate) fn kernels() -> &'static str {
 
 /// How the model computes.
 pub(crate) fn options(
-    (device, dtype): (DeviceKind, DType),
+    (device, ranks_on, dtype): (DeviceKind, Option<DeviceKind>, DType),
     (time_dtype, tf32): (TimeDtype, bool),
     threads: NonZeroUsize,
     vae_tiling: Option<bool>,
     parallel: Parallel,
 ) -> EngineOptions {
     let usual = EngineOptions { release_encoders: false, priority: 0, ..EngineOptions::default() };
-    EngineOptions { device, dtype, time_dtype, tf32, threads, vae_tiling, parallel, ..usual }
+    EngineOptions { device, ranks_on, dtype, time_dtype, tf32, threads, vae_tiling, parallel, ..usual }
 }
 
 /// Whether a picture of this size will be decoded in tiles.

@@ -98,16 +98,13 @@ pub(crate) fn prepare(
     }
     spread.warnings().into_iter().for_each(log::warn_once);
     warn_idle(&settings, &model, &spread);
-    let options = EngineOptions {
-        ranks_on: asked::asked_device(&settings),
-        ..engine::options(
-            (device, dtype),
-            (asked::time_dtype(&settings), asked::tf32(&settings, device)),
-            setup::threads(&settings, spread.ranks() as u64),
-            settings.switch_if_any(Key::EnableVaeTiling),
-            parallel(&settings, &spread),
-        )
-    };
+    let options = engine::options(
+        (device, asked::asked_device(&settings), dtype),
+        (asked::time_dtype(&settings), asked::tf32(&settings, device)),
+        setup::threads(&settings, spread.ranks() as u64),
+        settings.switch_if_any(Key::EnableVaeTiling),
+        parallel(&settings, &spread),
+    );
     let folder = PathBuf::from(settings.text(Key::OutputDir).unwrap_or("output"));
     let (id, need) = (model.id().clone(), MemoryNeed::default());
     let mut prepared =

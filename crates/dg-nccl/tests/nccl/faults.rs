@@ -152,10 +152,12 @@ fn a_rank_that_is_dropped_is_lost_for_those_who_wait_for_its_data() {
 fn what_is_not_even_given_up_makes_the_process_one_to_end() {
     let stub = Stub::new();
     let ranks = stub.ranks(2, Options::default());
+    let both = std::sync::Barrier::new(2);
     let first = each(ranks, |comm| {
         let other = 1 - comm.rank();
         let met = comm.exchange(&call(10_000), vec![(other, block(4))], &[(other, BlockShape::f32(4))]);
         assert!(met.is_ok() && !dg_nccl::nccl::is_stuck());
+        both.wait();
         stub.keep(true);
         comm.abort("no more");
         Instant::now()
