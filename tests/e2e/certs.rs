@@ -361,7 +361,7 @@ fn a_doctor_looks_at_the_machine_and_the_cluster() {
 #[test]
 fn a_doctor_looks_at_gpus_and_at_what_tells_nccl() {
     let place = rig();
-    let gpus = "[[node]]\nname = \"gpus\"\nlocal = true\ngpus = [999]\n\
+    let gpus = "[[node]]\nname = \"gpus\"\nlocal = true\ngpus = [255]\n\
                 [node.env]\nNCCL_SOCKET_IFNAME = \"=nowhere0\"\nNCCL_DEBUG = \"WARN\"\n";
     place.write("rig.toml", gpus);
     let env = [("NCCL_COMM_BLOCKING", "1"), ("NCCL_SHM_DISABLE", "1"), ("NCCL_NO_SUCH_WORD", "x")];
