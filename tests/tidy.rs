@@ -318,7 +318,8 @@ const FLOORS: [(&str, u8); 15] = [
 ];
 
 /// Who may name a crate of its own floor.
-const BESIDE: [(&str, &str); 3] = [("dg-cuda", "dg-nccl"), ("dg-flux", "dg-cuda"), ("dg-flux", "dg-kernels")];
+const BESIDE: [(&str, &str); 4] =
+    [("dg-cuda", "dg-nccl"), ("dg-flux", "dg-cuda"), ("dg-flux", "dg-kernels"), ("dg-kernels", "dg-cuda")];
 
 /// For tests and measurements only; they may name anything, and nothing shipped may name them.
 const DEV_CRATES: [&str; 3] = ["dg-bench", "dg-testkit", "diffgentor-tests"];
