@@ -32,7 +32,7 @@ fn put<const D: usize>(values: &[f32], shape: [usize; D], dtype: DType, device: 
 }
 
 fn get<const D: usize>(t: Tensor<D>) -> Vec<f32> {
-    t.cast(DType::F32).into_data().to_vec().expect("f32")
+    t.cast(DType::F32).into_data().try_to_vec().expect("f32")
 }
 
 /// The largest difference.
