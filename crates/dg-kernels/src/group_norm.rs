@@ -37,6 +37,7 @@ pub struct GroupSums {
     sums: Sums,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 enum Sums {
     /// Of each row its mean and squares about it, `[b, c, h]`.
     Rows { dims: [usize; 4], rows: Vec<[f64; 2]> },
@@ -77,6 +78,7 @@ pub struct GroupMoments {
     moments: Moments,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 enum Moments {
     /// Mean and variance of each image's groups.
     Known(Vec<(f32, f64)>),
