@@ -191,7 +191,7 @@ impl<P: Planner> Head<P> {
 
 /// What may be used: what is asked for, else CUDA devices if there are any.
 fn kind(registry: &Registry, asked: Option<Kind>) -> Kind {
-    asked.unwrap_or(if registry.capacity(Kind::Cuda) > 0 { Kind::Cuda } else { Kind::Cpu })
+    asked.unwrap_or_else(|| if registry.capacity(Kind::Cuda) > 0 { Kind::Cuda } else { Kind::Cpu })
 }
 
 fn supply(registry: &Registry, ranks: &[RankId], limit: Option<u64>) -> Supply {
