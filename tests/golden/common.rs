@@ -20,14 +20,23 @@ pub(crate) fn demo() -> ModelRepo {
 
 /// A loaded model.
 pub(crate) fn pipeline(repo: &ModelRepo, dtype: DType) -> Pipeline {
-    pipeline_with(repo, dtype, None)
+    pipeline_with(repo, dtype, [None, None])
 }
 
-/// A loaded model that asks for the memory that is free.
-pub(crate) fn pipeline_with(repo: &ModelRepo, dtype: DType, free_memory: Option<FreeMemory>) -> Pipeline {
+/// A loaded model that asks for the memory that is free, and for what of it weights may take.
+pub(crate) fn pipeline_with(repo: &ModelRepo, dtype: DType, memory: [Option<FreeMemory>; 2]) -> Pipeline {
     let (device, time_dtype, vae_tiling) = (dg_flux::cpu(), TimeDtype::Model, None);
-    let options =
-        PipelineOptions { device, dtype, time_dtype, vae_tiling, release_encoders: true, free_memory };
+    let [free_memory, weights_memory] = memory;
+    let release_encoders = true;
+    let options = PipelineOptions {
+        device,
+        dtype,
+        time_dtype,
+        vae_tiling,
+        release_encoders,
+        free_memory,
+        weights_memory,
+    };
     Pipeline::load(repo, options).expect("a test model")
 }
 

@@ -50,6 +50,7 @@ impl Copy {
             vae_tiling: None,
             release_encoders: false,
             free_memory: None,
+            weights_memory: None,
         };
         Pipeline::load(&repo, options)
     }

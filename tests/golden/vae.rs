@@ -116,7 +116,7 @@ fn little_memory_gives_the_same_picture() {
             asked.fetch_add(1, Relaxed);
             free
         });
-        let mut pipeline = common::pipeline_with(&repo, DType::Float32, Some(free));
+        let mut pipeline = common::pipeline_with(&repo, DType::Float32, [Some(free), None]);
         let (checks, batch) = (Cell::new(0), std::slice::from_ref(&request));
         let pictures = pipeline.generate(batch, &mut Counting(&checks)).expect("a picture");
         (pictures[0].pixels_blake3.clone(), checks.get())

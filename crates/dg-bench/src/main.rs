@@ -19,7 +19,7 @@ mod whole;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dg_kernels::Precision;
-use make::Preset;
+use make::{Preset, Shape};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,6 +54,14 @@ enum Timed {
         folder: PathBuf,
         #[arg(long, value_enum, default_value_t = Preset::Medium)]
         preset: Preset,
+    },
+    /// Write a folder with random bf16 weights of the published sizes, sharded as published: 34 GB
+    MakeModel {
+        #[arg(long, value_enum)]
+        shape: Shape,
+        /// Where to
+        #[arg(long)]
+        out: PathBuf,
     },
     /// The most that the multiply-adds of products can do
     Peak {
@@ -195,7 +203,8 @@ fn main() -> ExitCode {
 
 fn run(timed: Timed) -> Result<serde_json::Value, Failure> {
     match timed {
-        Timed::Make { folder, preset } => make::all(&folder, preset),
+        Timed::Make { folder, preset } => make::preset(&folder, preset),
+        Timed::MakeModel { shape, out } => make::full(&out, shape),
         Timed::Peak { run } => measure::peak_alone(&run),
         Timed::Dit { run, image_tokens, text_tokens } => parts::dit(&run, image_tokens, text_tokens),
         Timed::Vae { run, side, bands } => parts::vae(&run, side, bands),

@@ -1,13 +1,18 @@
 //! Model folders with random weights, for this crate and for diffusers alike.
 
+mod names;
+mod random;
+
 use crate::Failure;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use names::Names;
+use random::Tensor;
+use safetensors::tensor::{Dtype, serialize_to_file};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Sizes of the transformer; all other components are the same in every preset.
+/// Small models, in f32: sizes of the transformer, all other components are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Preset {
     /// 8 heads of 128, 2 + 4 blocks
@@ -16,12 +21,53 @@ pub(crate) enum Preset {
     Block,
 }
 
+/// Models of the published sizes, in bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Shape {
+    /// FLUX.1-schnell
+    Schnell,
+    /// FLUX.1-dev
+    Dev,
+}
+
+/// What a model is made from.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    heads: usize,
+    double: usize,
+    single: usize,
+    is_distilled: bool,
+    clip_vocab: usize,
+    t5: T5,
+    dtype: Dtype,
+    /// Largest weight file of the transformer and of T5.
+    shard_bytes: [usize; 2],
+}
+
+/// T5's sizes; heads are of 64.
+#[derive(Clone, Copy, Debug)]
+struct T5 {
+    width: usize,
+    heads: usize,
+    mlp: usize,
+    vocab: usize,
+}
+
 impl Preset {
-    /// Heads, double blocks, single blocks.
-    fn sizes(self) -> [usize; 3] {
-        match self {
+    fn sizes(self) -> Sizes {
+        let [heads, double, single] = match self {
             Self::Medium => [8, 2, 4],
             Self::Block => [24, 1, 1],
+        };
+        Sizes {
+            heads,
+            double,
+            single,
+            is_distilled: true,
+            clip_vocab: VOCAB,
+            t5: T5 { width: 512, heads: 8, mlp: 1280, vocab: VOCAB },
+            dtype: Dtype::F32,
+            shard_bytes: [usize::MAX; 2],
         }
     }
 
@@ -34,6 +80,22 @@ impl Preset {
     }
 }
 
+impl Shape {
+    fn sizes(self) -> Sizes {
+        Sizes {
+            heads: 24,
+            double: 19,
+            single: 38,
+            is_distilled: self == Self::Dev,
+            clip_vocab: 49_408,
+            t5: T5 { width: 4096, heads: 64, mlp: 10_240, vocab: 32_128 },
+            dtype: Dtype::BF16,
+            // as published: 3 and 2 files
+            shard_bytes: [10_000_000_000, 5_000_000_000],
+        }
+    }
+}
+
 /// The folder of a preset below the build folder, made on first use.
 pub(crate) fn folder(preset: Preset) -> Result<PathBuf, Failure> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
@@ -41,63 +103,80 @@ pub(crate) fn folder(preset: Preset) -> Result<PathBuf, Failure> {
     // written last
     if !folder.join("model_index.json").is_file() {
         eprintln!("making {}", folder.display());
-        all(&folder, preset)?;
+        all(&folder, preset.sizes())?;
     }
     Ok(folder)
 }
 
 const HEAD: usize = 128;
 const CLIP: usize = 768;
-const T5: usize = 512;
 /// That of the demo model, whose tokenizers the folder gets.
 const VOCAB: usize = 3826;
 const CHANNELS: [usize; 4] = [128, 256, 512, 512];
 
-/// Names and shapes of one component.
-#[derive(Default)]
-struct Names(BTreeMap<String, Vec<usize>>);
+/// A small model in `folder`.
+pub(crate) fn preset(folder: &Path, preset: Preset) -> Result<Value, Failure> {
+    all(folder, preset.sizes())
+}
 
-impl Names {
-    fn linear(&mut self, name: &str, inp: usize, out: usize) {
-        self.0.insert(format!("{name}.weight"), vec![out, inp]);
-        self.0.insert(format!("{name}.bias"), vec![out]);
+/// A model of a published size in `folder`, which must not be there.
+pub(crate) fn full(folder: &Path, shape: Shape) -> Result<Value, Failure> {
+    if folder.join("model_index.json").exists() {
+        return Err(format!(
+            "{} is there already; hint: remove it, or name another folder",
+            folder.display()
+        )
+        .into());
     }
+    let sizes = shape.sizes();
+    let parts =
+        [names::transformer(&sizes), names::t5(&sizes.t5), names::clip(sizes.clip_vocab), names::vae()];
+    let need = parts.iter().map(|names| names.bytes(sizes.dtype)).sum::<usize>() as u64;
+    if let Some(free) = disk_free(folder).filter(|free| *free < need + need / 100) {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        return Err(format!(
+            "the disk of {} has {:.1} GB free, the model takes {:.1} GB; hint: name a folder on another disk",
+            folder.display(),
+            gb(free),
+            gb(need)
+        )
+        .into());
+    }
+    let made = all(folder, sizes)?;
+    Ok(json!({ "made": made["made"], "bytes": need }))
+}
 
-    fn plain(&mut self, name: String, shape: &[usize]) {
-        self.0.insert(format!("{name}.weight"), shape.to_vec());
-    }
-
-    fn conv(&mut self, name: &str, inp: usize, out: usize, side: usize) {
-        self.plain(name.into(), &[out, inp, side, side]);
-        self.0.insert(format!("{name}.bias"), vec![out]);
-    }
-
-    fn norm(&mut self, name: &str, width: usize) {
-        self.plain(name.into(), &[width]);
-        self.0.insert(format!("{name}.bias"), vec![width]);
-    }
+/// Bytes free for this user on the file system of `path`, or of its nearest parent that exists.
+fn disk_free(path: &Path) -> Option<u64> {
+    let path = std::path::absolute(path).ok()?;
+    let stat = path.ancestors().find_map(|p| rustix::fs::statvfs(p).ok())?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
 /// Writes all components and their configs.
-pub(crate) fn all(folder: &Path, preset: Preset) -> Result<Value, Failure> {
-    let [heads, double, single] = preset.sizes();
+fn all(folder: &Path, sizes: Sizes) -> Result<Value, Failure> {
+    let Sizes { heads, double, single, is_distilled, clip_vocab, t5, dtype, shard_bytes } = sizes;
+    let [large, middle] = shard_bytes;
+    let write = |component: &str, base: &str, names: &Names, shard_bytes: usize, config: &Value| {
+        write(&folder.join(component), base, names, (dtype, shard_bytes), config)
+    };
     write(
-        folder,
         "transformer",
         "diffusion_pytorch_model",
-        &transformer(preset),
+        &names::transformer(&sizes),
+        large,
         &json!({
             "_class_name": "FluxTransformer2DModel", "num_attention_heads": heads, "attention_head_dim": HEAD,
             "num_layers": double, "num_single_layers": single, "in_channels": 64, "out_channels": null, "patch_size": 1,
-            "joint_attention_dim": T5, "pooled_projection_dim": CLIP, "guidance_embeds": true,
+            "joint_attention_dim": t5.width, "pooled_projection_dim": CLIP, "guidance_embeds": is_distilled,
             "axes_dims_rope": [16, 56, 56],
         }),
     )?;
     write(
-        folder,
         "vae",
         "diffusion_pytorch_model",
-        &vae(),
+        &names::vae(),
+        usize::MAX,
         &json!({
             "_class_name": "AutoencoderKL", "block_out_channels": CHANNELS, "layers_per_block": 2,
             "norm_num_groups": 32, "latent_channels": 16, "in_channels": 3, "out_channels": 3, "act_fn": "silu",
@@ -107,25 +186,25 @@ pub(crate) fn all(folder: &Path, preset: Preset) -> Result<Value, Failure> {
         }),
     )?;
     write(
-        folder,
         "text_encoder",
         "model",
-        &clip(),
+        &names::clip(clip_vocab),
+        usize::MAX,
         &json!({
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu",
             "hidden_size": CLIP, "intermediate_size": 4 * CLIP, "num_attention_heads": 12, "num_hidden_layers": 12,
-            "max_position_embeddings": 77, "vocab_size": VOCAB, "layer_norm_eps": 1e-5, "eos_token_id": 3825,
+            "max_position_embeddings": 77, "vocab_size": clip_vocab, "layer_norm_eps": 1e-5, "eos_token_id": 3825,
             "bos_token_id": 3824, "pad_token_id": 3825, "projection_dim": CLIP,
         }),
     )?;
     write(
-        folder,
         "text_encoder_2",
         "model",
-        &t5(),
+        &names::t5(&t5),
+        middle,
         &json!({
-            "architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": T5, "d_kv": 64, "d_ff": 1280,
-            "num_heads": 8, "num_layers": 24, "vocab_size": VOCAB, "feed_forward_proj": "gated-gelu",
+            "architectures": ["T5EncoderModel"], "model_type": "t5", "d_model": t5.width, "d_kv": 64, "d_ff": t5.mlp,
+            "num_heads": t5.heads, "num_layers": 24, "vocab_size": t5.vocab, "feed_forward_proj": "gated-gelu",
             "dense_act_fn": "gelu_new", "is_gated_act": true, "is_encoder_decoder": false, "use_cache": false,
             "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
             "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1,
@@ -133,7 +212,7 @@ pub(crate) fn all(folder: &Path, preset: Preset) -> Result<Value, Failure> {
         }),
     )?;
     tokenizers(folder)?;
-    scheduler_and_index(folder)?;
+    scheduler_and_index(folder, is_distilled)?;
     Ok(json!({ "made": folder }))
 }
 
@@ -153,9 +232,10 @@ fn tokenizers(_: &Path) -> Result<(), Failure> {
     Err("this build has no demo model, whose tokenizers a folder gets; hint: build it with the feature `demo`".into())
 }
 
-fn scheduler_and_index(folder: &Path) -> Result<(), Failure> {
+fn scheduler_and_index(folder: &Path, is_distilled: bool) -> Result<(), Failure> {
     fs::create_dir_all(folder.join("scheduler"))?;
-    let scheduler = json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": true });
+    let scheduler =
+        json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": is_distilled });
     fs::write(folder.join("scheduler/scheduler_config.json"), scheduler.to_string())?;
     let index = json!({
         "_class_name": "FluxPipeline",
@@ -168,163 +248,43 @@ fn scheduler_and_index(folder: &Path) -> Result<(), Failure> {
     Ok(fs::write(folder.join("model_index.json"), index.to_string())?)
 }
 
-fn write(folder: &Path, component: &str, base: &str, names: &Names, config: &Value) -> Result<(), Failure> {
-    let at = folder.join(component);
-    fs::create_dir_all(&at)?;
+/// One component: config, and weights in one file or in shards of at most so many bytes, in the order of the layers.
+fn write(
+    at: &Path,
+    base: &str,
+    names: &Names,
+    (dtype, shard_bytes): (Dtype, usize),
+    config: &Value,
+) -> Result<(), Failure> {
+    fs::create_dir_all(at)?;
     fs::write(at.join("config.json"), config.to_string())?;
-    let mut random = 0x2545_F491_4F6C_DD1D_u64;
-    let mut bytes = Vec::new();
-    for (name, shape) in &names.0 {
-        bytes.push(values(name, shape, &mut random));
+    let mut shards: Vec<Vec<Tensor>> = vec![Vec::new()];
+    let mut filled = 0;
+    for (name, shape) in names.all() {
+        let tensor = Tensor::new(name, shape, dtype);
+        if filled > 0 && filled + tensor.bytes() > shard_bytes {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += tensor.bytes();
+        shards.last_mut().ok_or("no shard")?.push(tensor);
     }
-    let views: Result<Vec<_>, _> = names
-        .0
-        .iter()
-        .zip(&bytes)
-        .map(|((name, shape), b)| TensorView::new(Dtype::F32, shape.clone(), b).map(|v| (name.clone(), v)))
-        .collect();
-    Ok(serialize_to_file(views?, None, &at.join(format!("{base}.safetensors")))?)
+    let count = shards.len();
+    if count == 1 {
+        return save(&at.join(format!("{base}.safetensors")), shards.remove(0));
+    }
+    let mut weight_map = BTreeMap::new();
+    for (i, shard) in shards.into_iter().enumerate() {
+        let file = format!("{base}-{:05}-of-{count:05}.safetensors", i + 1);
+        eprintln!("writing {}", at.join(&file).display());
+        weight_map.extend(shard.iter().map(|tensor| (tensor.name().to_owned(), file.clone())));
+        save(&at.join(&file), shard)?;
+    }
+    let index = json!({ "metadata": { "total_size": names.bytes(dtype) }, "weight_map": weight_map });
+    Ok(fs::write(at.join(format!("{base}.safetensors.index.json")), index.to_string())?)
 }
 
-/// Uniform values that keep activations of order one: norms around 1, biases small, weights by
-/// their number of inputs.
-fn values(name: &str, shape: &[usize], random: &mut u64) -> Vec<u8> {
-    let inputs: usize = shape.iter().skip(1).product();
-    let (centre, spread) = match shape.len() {
-        1 if name.ends_with(".weight") => (1.0, 0.1),
-        1 => (0.0, 0.1),
-        _ => (0.0, (3.0 / inputs as f32).sqrt()),
-    };
-    let mut value = || {
-        *random ^= *random << 13;
-        *random ^= *random >> 7;
-        *random ^= *random << 17;
-        centre + spread * ((*random >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
-    };
-    (0..shape.iter().product()).flat_map(|_| value().to_le_bytes()).collect()
-}
-
-fn transformer(preset: Preset) -> Names {
-    let [heads, double, single] = preset.sizes();
-    let d = heads * HEAD;
-    let mut n = Names::default();
-    for (name, inp) in [("timestep_embedder", 256), ("guidance_embedder", 256), ("text_embedder", CLIP)] {
-        n.linear(&format!("time_text_embed.{name}.linear_1"), inp, d);
-        n.linear(&format!("time_text_embed.{name}.linear_2"), d, d);
-    }
-    n.linear("x_embedder", 64, d);
-    n.linear("context_embedder", T5, d);
-    n.linear("norm_out.linear", d, 2 * d);
-    n.linear("proj_out", d, 64);
-    for i in 0..double {
-        let at = format!("transformer_blocks.{i}");
-        for (norm, ff) in [("norm1", "ff"), ("norm1_context", "ff_context")] {
-            n.linear(&format!("{at}.{norm}.linear"), d, 6 * d);
-            n.linear(&format!("{at}.{ff}.net.0.proj"), d, 4 * d);
-            n.linear(&format!("{at}.{ff}.net.2"), 4 * d, d);
-        }
-        for l in ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
-        {
-            n.linear(&format!("{at}.attn.{l}"), d, d);
-        }
-        for norm in ["norm_q", "norm_k", "norm_added_q", "norm_added_k"] {
-            n.plain(format!("{at}.attn.{norm}"), &[HEAD]);
-        }
-    }
-    for i in 0..single {
-        let at = format!("single_transformer_blocks.{i}");
-        n.linear(&format!("{at}.norm.linear"), d, 3 * d);
-        n.linear(&format!("{at}.proj_mlp"), d, 4 * d);
-        n.linear(&format!("{at}.proj_out"), 5 * d, d);
-        for l in ["to_q", "to_k", "to_v"] {
-            n.linear(&format!("{at}.attn.{l}"), d, d);
-        }
-        for norm in ["norm_q", "norm_k"] {
-            n.plain(format!("{at}.attn.{norm}"), &[HEAD]);
-        }
-    }
-    n
-}
-
-fn resnet(n: &mut Names, at: &str, inp: usize, out: usize) {
-    n.norm(&format!("{at}.norm1"), inp);
-    n.conv(&format!("{at}.conv1"), inp, out, 3);
-    n.norm(&format!("{at}.norm2"), out);
-    n.conv(&format!("{at}.conv2"), out, out, 3);
-    if inp != out {
-        n.conv(&format!("{at}.conv_shortcut"), inp, out, 1);
-    }
-}
-
-fn vae() -> Names {
-    let mut n = Names::default();
-    for (part, first, last) in
-        [("encoder", (3, CHANNELS[0]), (512, 32)), ("decoder", (16, 512), (CHANNELS[0], 3))]
-    {
-        n.conv(&format!("{part}.conv_in"), first.0, first.1, 3);
-        n.norm(&format!("{part}.conv_norm_out"), last.0);
-        n.conv(&format!("{part}.conv_out"), last.0, last.1, 3);
-        for j in 0..2 {
-            resnet(&mut n, &format!("{part}.mid_block.resnets.{j}"), 512, 512);
-        }
-        let attention = format!("{part}.mid_block.attentions.0");
-        n.norm(&format!("{attention}.group_norm"), 512);
-        for l in ["to_q", "to_k", "to_v", "to_out.0"] {
-            n.linear(&format!("{attention}.{l}"), 512, 512);
-        }
-    }
-    let (mut down, mut up) = (CHANNELS[0], CHANNELS[3]);
-    for i in 0..4 {
-        for j in 0..2 {
-            let inp = if j == 0 { down } else { CHANNELS[i] };
-            resnet(&mut n, &format!("encoder.down_blocks.{i}.resnets.{j}"), inp, CHANNELS[i]);
-        }
-        for j in 0..3 {
-            let inp = if j == 0 { up } else { CHANNELS[3 - i] };
-            resnet(&mut n, &format!("decoder.up_blocks.{i}.resnets.{j}"), inp, CHANNELS[3 - i]);
-        }
-        (down, up) = (CHANNELS[i], CHANNELS[3 - i]);
-        if i < 3 {
-            n.conv(&format!("encoder.down_blocks.{i}.downsamplers.0.conv"), down, down, 3);
-            n.conv(&format!("decoder.up_blocks.{i}.upsamplers.0.conv"), up, up, 3);
-        }
-    }
-    n
-}
-
-fn clip() -> Names {
-    let mut n = Names::default();
-    n.plain("text_model.embeddings.token_embedding".into(), &[VOCAB, CLIP]);
-    n.plain("text_model.embeddings.position_embedding".into(), &[77, CLIP]);
-    n.norm("text_model.final_layer_norm", CLIP);
-    for i in 0..12 {
-        let at = format!("text_model.encoder.layers.{i}");
-        n.norm(&format!("{at}.layer_norm1"), CLIP);
-        n.norm(&format!("{at}.layer_norm2"), CLIP);
-        for l in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            n.linear(&format!("{at}.self_attn.{l}"), CLIP, CLIP);
-        }
-        n.linear(&format!("{at}.mlp.fc1"), CLIP, 4 * CLIP);
-        n.linear(&format!("{at}.mlp.fc2"), 4 * CLIP, CLIP);
-    }
-    n
-}
-
-fn t5() -> Names {
-    let mut n = Names::default();
-    n.plain("shared".into(), &[VOCAB, T5]);
-    n.plain("encoder.final_layer_norm".into(), &[T5]);
-    n.plain("encoder.block.0.layer.0.SelfAttention.relative_attention_bias".into(), &[32, 8]);
-    for i in 0..24 {
-        let at = format!("encoder.block.{i}.layer");
-        for l in ["q", "k", "v", "o"] {
-            n.plain(format!("{at}.0.SelfAttention.{l}"), &[T5, T5]);
-        }
-        n.plain(format!("{at}.0.layer_norm"), &[T5]);
-        n.plain(format!("{at}.1.layer_norm"), &[T5]);
-        n.plain(format!("{at}.1.DenseReluDense.wi_0"), &[1280, T5]);
-        n.plain(format!("{at}.1.DenseReluDense.wi_1"), &[1280, T5]);
-        n.plain(format!("{at}.1.DenseReluDense.wo"), &[T5, 1280]);
-    }
-    n
+fn save(path: &Path, tensors: Vec<Tensor>) -> Result<(), Failure> {
+    let views = tensors.into_iter().map(|tensor| (tensor.name().to_owned(), tensor));
+    serialize_to_file(views, None, path).map_err(|e| format!("{}: {e}", path.display()).into())
 }

@@ -87,6 +87,9 @@ pub(crate) fn report(name: &str, run: &Run, gflop: f64, times: &[[f64; 2]]) -> V
 pub(crate) fn line(report: &Value) -> String {
     let number = |path: &str| report.pointer(path).and_then(Value::as_f64);
     let text = |key: &str| report[key].as_str().unwrap_or("?").to_owned();
+    if let Some(folder) = report["made"].as_str() {
+        return format!("made {folder}");
+    }
     let mut line = format!("{}: ", text("bench"));
     if let (Some(wall), Some(cpu)) = (number("/wall_s/median"), number("/cpu_s/median")) {
         line += &format!("{wall:.4} s wall, {cpu:.4} s CPU");

@@ -27,6 +27,7 @@
 //!     vae_tiling: None,
 //!     release_encoders: false,
 //!     free_memory: None,
+//!     weights_memory: None,
 //! };
 //! let mut pipeline = Pipeline::load(&repo, options)?;
 //! let (size, _) = ImageSize::fit(512, 512).unwrap();
@@ -56,6 +57,7 @@ pub mod text;
 pub mod tiling;
 pub mod tokenizer;
 pub mod transformer;
+mod turns;
 pub mod vae;
 pub mod watch;
 pub mod weights;
@@ -123,7 +125,13 @@ pub(crate) fn settle(device: &Device) {
 pub(crate) fn settle(_device: &Device) {}
 
 /// Whether tensors of the device are memory of the host.
-#[cfg(feature = "cuda")]
 pub(crate) fn is_cpu(device: &Device) -> bool {
-    matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_))
+    #[cfg(feature = "cuda")]
+    return matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));
+    #[cfg(not(feature = "cuda"))]
+    {
+        // there is no other
+        let _ = device;
+        true
+    }
 }

@@ -10,6 +10,7 @@
 use crate::ModelError;
 use crate::conditioning::{Conditioning, Moment};
 use crate::stage::{self, Stage};
+use crate::turns::Turns;
 use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader, Pages};
 use burn::tensor::Tensor;
@@ -28,6 +29,8 @@ pub struct Modulator {
     single: Vec<Linear>,
     norm_out: Option<Linear>,
     width: usize,
+    /// One layer after the other, as [`forward`](Self::forward) goes through them.
+    turns: Turns,
     pages: Vec<Pages>,
     precision: Precision,
 }
@@ -58,10 +61,11 @@ impl Modulator {
         shape: &TransformerShape,
         blocks: Range<usize>,
     ) -> Result<Self, ModelError> {
-        let (d, mut pages) = (shape.width(), Vec::new());
-        let mut linear = |name: String, vectors: usize| {
-            pages.extend(w.pages(&format!("{name}.weight")));
-            w.linear(&name, d, vectors * d)
+        let (d, mut layers) = (shape.width(), Vec::new());
+        let mut linear = |name: String, vectors: usize| -> Result<Linear, ModelError> {
+            let (linear, pages) = w.with_pages(|w| w.linear(&name, d, vectors * d))?;
+            layers.push(pages);
+            Ok(linear)
         };
         let stage = Stage::new(shape, &blocks);
         let mut double = Vec::with_capacity(stage.double.len());
@@ -75,7 +79,8 @@ impl Modulator {
             .collect::<Result<_, _>>()?;
         let norm_out = stage.is_last.then(|| linear("norm_out.linear".into(), 2)).transpose()?;
         let conditioning = Conditioning::load(w, shape)?;
-        Ok(Self { conditioning, double, single, norm_out, width: d, pages, precision: w.precision() })
+        let (pages, turns) = (layers.concat(), Turns::new(layers, false));
+        Ok(Self { conditioning, double, single, norm_out, width: d, turns, pages, precision: w.precision() })
     }
 
     /// Bytes in f32 of what one row says to the blocks that are here.
@@ -96,17 +101,30 @@ impl Modulator {
     ) -> Result<Modulations, Cancelled> {
         let conditioning = self.conditioning.forward(moments, pooled);
         let c = k::silu(conditioning.clone(), self.precision);
-        let say = |linear: &Linear| -> Result<Tensor<2>, Cancelled> {
+        let mut turn = 0..;
+        let mut say = |linear: &Linear| -> Result<Tensor<2>, Cancelled> {
+            let turn = turn.next().unwrap_or_default();
             watch.check()?;
-            Ok(linear.forward(c.clone()))
+            self.turns.begin(turn, watch)?;
+            let said = linear.forward(c.clone());
+            self.turns.end(turn);
+            Ok(said)
         };
-        let both = |[image, text]: &[Linear; 2]| Ok([say(image)?, say(text)?]);
+        let mut double = Vec::with_capacity(self.double.len());
+        for [image, text] in &self.double {
+            double.push([say(image)?, say(text)?]);
+        }
         Ok(Modulations {
-            double: self.double.iter().map(both).collect::<Result<_, _>>()?,
-            single: self.single.iter().map(say).collect::<Result<_, _>>()?,
+            double,
+            single: self.single.iter().map(&mut say).collect::<Result<_, _>>()?,
             norm_out: self.norm_out.as_ref().map(say).transpose()?,
             conditioning,
         })
+    }
+
+    /// How layers whose weights are mapped are read, see [`Turns::keep`].
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// Gives back the memory of the mapped weights. They are mapped still, and read again if they

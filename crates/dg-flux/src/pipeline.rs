@@ -1,6 +1,7 @@
 //! One batch, from prompts to pictures: encode, denoise, decode.
 
 use crate::latents;
+use crate::modulation::Ahead;
 use crate::parallel::{Denoiser, Encoded, RankJob};
 use crate::picture::{self, Picture};
 use crate::schedule::Schedule;
@@ -36,6 +37,10 @@ pub struct PipelineOptions {
     /// Asked before a picture is decoded; if little is free it is decoded in bands, to the same picture. Without it
     /// nothing is asked.
     pub free_memory: Option<FreeMemory>,
+    /// Asked before each batch how much memory this rank may use. Weights in mapped files that do not fit are then read
+    /// from the disk in each step, ahead of their use, and dropped behind it. Without it the system decides what stays,
+    /// as it must where ranks share a process and its maps.
+    pub weights_memory: Option<FreeMemory>,
 }
 
 /// Tells how many bytes are free where the tensors are, if that is known.
@@ -207,6 +212,7 @@ impl Pipeline {
     ) -> Result<Option<Tensor<3>>, RunError> {
         let first = &batch[0];
         assert!(batch.iter().all(|r| r.batches_with(first)), "a batch of unlike requests");
+        self.share_out_memory(batch);
         let encoded = if job.is_denoised() { None } else { self.encode(batch, watch)? };
         let tokens = first.size.image_tokens();
         let schedule = Schedule::new(&self.config.schedule, first.steps(), first.sigmas.as_deref(), tokens);
@@ -217,6 +223,23 @@ impl Pipeline {
             Some(image) => Err(RunError::NotFinite { image, steps: first.steps() }),
             None => Ok(Some(latents)),
         }
+    }
+
+    /// Says which weights stay in memory during a batch.
+    fn share_out_memory(&self, batch: &[GenerateRequest]) {
+        let free = self.options.weights_memory.as_ref().and_then(FreeMemory::ask);
+        if let Some(encoder) = &self.text {
+            encoder.keep(free.map(|free| if self.options.release_encoders { 0 } else { free }));
+        }
+        let transformer = &self.config.shape.transformer;
+        let tokens = batch[0].size.image_tokens() + batch[0].max_sequence_length.tokens();
+        let rows = batch.len() * (1 + usize::from(batch[0].active_negative().is_some()));
+        let activations = transformer.activation_bytes(batch.len(), tokens).saturating_add(Ahead::bytes(
+            transformer,
+            rows,
+            batch[0].steps(),
+        ));
+        self.denoiser.keep(free.map(|free| (free - free / RESERVE).saturating_sub(activations)));
     }
 
     /// On the rank that has the encoders: encodes the prompts, and the negative prompts if true CFG is on.
@@ -290,6 +313,9 @@ impl Pipeline {
         k::round(z.add_scalar(vae.shift_factor), self.precision)
     }
 }
+
+/// The part of free memory, as 1/n, that is left to the system and to what nobody counts.
+const RESERVE: u64 = 16;
 
 /// How the kernels round for a run in `dtype`.
 pub(crate) fn precision(dtype: DType) -> Precision {

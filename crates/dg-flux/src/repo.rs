@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::weights::WeightFiles;
 use crate::{ModelError, ModelSource};
 use dg_core::{DType, GenerationDefaults, ModelId, ModelShape};
-use dg_plan::WeightBytes;
+use dg_plan::{Block, WeightBytes};
 
 /// A FLUX model in diffusers layout.
 pub struct ModelRepo {
@@ -99,6 +99,16 @@ impl ModelRepo {
     /// Those of the text encoders among them.
     pub fn encoder_bytes(&self) -> u64 {
         self.clip.mapped_bytes() + self.t5.mapped_bytes()
+    }
+
+    /// Bytes of weights that have to be there when those of the transformer and the encoders are read ahead and dropped
+    /// behind: its two largest blocks, and the VAE.
+    pub fn window_bytes(&self) -> u64 {
+        let t = &self.shape().transformer;
+        let block = |i: usize| Block::nth(t, i).parts()[1].parameters(self.shape());
+        let largest = [0, t.double_blocks].map(block).into_iter().max().unwrap_or(0);
+        let window = 2.0 * largest as f64 * self.transformer.bytes_per_value();
+        self.vae.mapped_bytes().saturating_add(window as u64)
     }
 
     /// Bytes of the copies of weights that a run in `dtype` makes, beside the mapped files.

@@ -5,6 +5,7 @@
 //! without an attention mask: padding takes part everywhere.
 
 use crate::ModelError;
+use crate::turns::Turns;
 use crate::watch::{Cancelled, Watch};
 use crate::weights::{Linear, Loader, together};
 use burn::tensor::Tensor;
@@ -17,6 +18,7 @@ pub struct T5 {
     tokens: Tensor<2>,
     position_bias: Tensor<2>,
     blocks: Vec<Block>,
+    turns: Turns,
     norm: Tensor<1>,
     precision: Precision,
 }
@@ -57,14 +59,22 @@ impl T5 {
         let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
         // some files hold the shared table under the encoder's name only
         let table = if w.has("shared.weight") { "shared.weight" } else { "encoder.embed_tokens.weight" };
+        let blocks = (0..shape.layers).map(|i| w.with_pages(|_| block(i)));
+        let (blocks, pages): (_, Vec<_>) = blocks.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         Ok(Self {
             tokens: w.weight(table, [shape.vocab, d])?,
             position_bias: w.weight(bias, [shape.buckets, shape.heads])?,
-            blocks: (0..shape.layers).map(block).collect::<Result<_, _>>()?,
+            turns: Turns::new(pages, false),
+            blocks,
             norm: w.vector("encoder.final_layer_norm.weight", d)?,
             precision: w.precision(),
             shape: shape.clone(),
         })
+    }
+
+    /// How layers whose weights are mapped are read, see [`Turns::keep`].
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// `ids`: one list of equal length per prompt. Returns `[prompts, tokens, width]`. `watch` sees
@@ -75,7 +85,9 @@ impl T5 {
         let bias = self.bias(n);
         watch.see("t5.position_bias", &bias);
         for (i, block) in self.blocks.iter().enumerate() {
+            self.turns.begin(i, &*watch)?;
             x = self.block(block, x, &bias);
+            self.turns.end(i);
             watch.see(&format!("t5.block_{i}"), &x);
             watch.check()?;
         }

@@ -88,6 +88,11 @@ impl TextEncoder {
         Ok((encoder, clip_weights.used_bytes() + t5_weights.used_bytes(), unused))
     }
 
+    /// How mapped weights of T5 are read, see [`Turns::keep`](crate::turns::Turns::keep).
+    pub(crate) fn keep(&self, bytes: Option<u64>) {
+        self.t5.turns().keep(bytes);
+    }
+
     /// Gives back the memory of the mapped weights. They are mapped still, and read again for the next prompt.
     pub fn release(&self) {
         self.pages.iter().for_each(Pages::release);

@@ -17,6 +17,7 @@ use crate::attend::{Attend, Projected};
 use crate::modulation::Modulations;
 use crate::rope::Rope;
 use crate::stage::{self, Stage};
+use crate::turns::Turns;
 use crate::watch::Watch;
 use crate::weights::{Linear, Loader, together};
 use crate::{ModelError, PassError};
@@ -37,6 +38,8 @@ pub struct Transformer {
     double: Vec<DoubleBlock>,
     single: Vec<SingleBlock>,
     proj_out: Option<Linear>,
+    /// The blocks that are here, double blocks first.
+    turns: Turns,
     precision: Precision,
 }
 
@@ -89,15 +92,27 @@ impl Transformer {
                 context_embedder: w.linear("context_embedder", shape.text_width, d)?,
             })
         };
+        let first = [double.start, single.start];
+        let double = double.map(|i| w.with_pages(|w| DoubleBlock::load(w, shape, i)));
+        let (double, mut pages): (_, Vec<_>) = double.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let single = single.map(|i| w.with_pages(|w| SingleBlock::load(w, shape, i)));
+        let (single, of_single): (_, Vec<_>) = single.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        pages.extend(of_single);
         Ok(Self {
-            first: [double.start, single.start],
+            first,
             enter: is_first.then(enter).transpose()?,
-            double: double.map(|i| DoubleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
-            single: single.map(|i| SingleBlock::load(w, shape, i)).collect::<Result<_, _>>()?,
+            double,
+            single,
+            turns: Turns::new(pages, true),
             proj_out: is_last.then(|| w.linear("proj_out", d, shape.in_channels)).transpose()?,
             precision: w.precision(),
             shape: shape.clone(),
         })
+    }
+
+    /// How blocks whose weights are mapped are read, see [`Turns::keep`].
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// The velocity (noise − image) at each image token, `[b, N, in_channels]`.
@@ -150,7 +165,9 @@ impl Transformer {
     ) -> Result<Hidden, PassError> {
         assert!(m.double.len() == self.double.len() && m.single.len() == self.single.len(), "other blocks");
         for (i, (block, m)) in self.double.iter().zip(&m.double).enumerate() {
+            self.turns.begin(i, &*watch)?;
             (text, image) = block.forward(text, image, m, rope, attend)?;
+            self.turns.end(i);
             let i = self.first[0] + i;
             watch.see(&format!("double_{i}.text"), &text);
             watch.see(&format!("double_{i}.image"), &image);
@@ -162,7 +179,10 @@ impl Transformer {
         let (text_tokens, image_tokens) = (text.dims()[1], image.dims()[1]);
         let mut z = k::cat_tokens(text, image);
         for (i, (block, m)) in self.single.iter().zip(&m.single).enumerate() {
+            let turn = self.double.len() + i;
+            self.turns.begin(turn, &*watch)?;
             z = block.forward(z, m, rope, attend)?;
+            self.turns.end(turn);
             watch.see(&format!("single_{}", self.first[1] + i), &z);
             watch.check()?;
         }

@@ -38,29 +38,67 @@ pub struct MappedWeights {
     map: Option<MappedFile>,
 }
 
-/// The pages of a mapped file that hold one tensor.
+/// The pages of a mapped file that hold one tensor, or several beside each other.
+#[derive(Clone)]
 pub struct Pages {
     map: MappedFile,
     range: Range<usize>,
 }
 
 impl Pages {
-    /// Bytes of the tensor.
+    /// Those of `range` of a file.
+    #[cfg(test)]
+    pub(crate) fn new(map: &MappedFile, range: Range<usize>) -> Self {
+        Self { map: map.clone(), range }
+    }
+
+    /// Bytes.
     pub fn len(&self) -> usize {
         self.range.len()
     }
 
-    /// Whether the tensor has no byte.
+    /// Whether there is no byte.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }
 
-    /// Gives the memory back; what is used again is read again.
+    /// Gives the memory back; what is used again is read again, or comes from the system's cache.
     pub fn release(&self) {
         if let Err(e) = self.map.release(self.range.clone()) {
             // the pages stay: nothing is lost but memory
             tracing::debug!("releasing weights: {e}");
         }
+    }
+
+    /// [`release`](Self::release), out of the system's cache too.
+    pub fn forget(&self) {
+        if let Err(e) = self.map.forget(self.range.clone()) {
+            tracing::debug!("forgetting weights: {e}");
+        }
+    }
+
+    /// Reads them into memory, and waits for it.
+    pub fn read_ahead(&self) {
+        if let Err(e) = self.map.read_ahead(self.range.clone()) {
+            // they are read when they are touched
+            tracing::debug!("reading weights ahead: {e}");
+        }
+    }
+
+    /// Takes `next` in, if it follows in the same file within `gap` bytes.
+    pub(crate) fn join(&mut self, next: &Self, gap: usize) -> bool {
+        let is_next = self.map.is_same(&next.map)
+            && next.range.start >= self.range.start
+            && next.range.start <= self.range.end.saturating_add(gap);
+        if is_next {
+            self.range.end = self.range.end.max(next.range.end);
+        }
+        is_next
+    }
+
+    /// Where it lies, for sorting.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        (self.map.address(), self.range.start)
     }
 }
 
@@ -151,7 +189,13 @@ impl WeightFiles {
 
     /// A loader that gives the tensors for computing with `precision` on `device`.
     pub fn loader(&self, device: &Device, precision: Precision) -> Loader<'_> {
-        Loader { files: Some(self), device: device.clone(), precision, used: RefCell::default() }
+        Loader {
+            files: Some(self),
+            device: device.clone(),
+            precision,
+            used: RefCell::default(),
+            in_place: RefCell::default(),
+        }
     }
 }
 
@@ -159,7 +203,13 @@ impl Loader<'static> {
     /// A loader that has every tensor: random weights (normal, deviation 0.02), made on the device, zero biases, and ones
     /// for norms. For measurements of shapes whose files are not at hand.
     pub fn random(device: &Device, precision: Precision) -> Self {
-        Self { files: None, device: device.clone(), precision, used: RefCell::default() }
+        Self {
+            files: None,
+            device: device.clone(),
+            precision,
+            used: RefCell::default(),
+            in_place: RefCell::default(),
+        }
     }
 }
 
@@ -185,6 +235,8 @@ pub struct Loader<'a> {
     device: Device,
     precision: Precision,
     used: RefCell<BTreeSet<String>>,
+    /// Pages of the weights that are used as they lie in the files.
+    in_place: RefCell<Vec<Pages>>,
 }
 
 impl Loader<'_> {
@@ -216,7 +268,21 @@ impl Loader<'_> {
             (Dtype::F16, _) => (entry.data(&shape, DType::F16), DType::F16),
             _ => (entry.data(&shape, DType::F32), DType::F32),
         };
+        if entry.lies_as(dtype) && crate::is_cpu(&self.device) {
+            self.in_place.borrow_mut().extend(self.pages(name));
+        }
         Ok(Tensor::from_data(data, (&self.device, dtype)))
+    }
+
+    /// What `load` makes of this, and the pages of the weights in it that are used as they lie in mapped files.
+    pub(crate) fn with_pages<T>(
+        &self,
+        load: impl FnOnce(&Self) -> Result<T, ModelError>,
+    ) -> Result<(T, Vec<Pages>), ModelError> {
+        let outer = self.in_place.take();
+        let loaded = load(self);
+        let pages = self.in_place.replace(outer);
+        Ok((loaded?, pages))
     }
 
     /// The pages of a weight that is used as it lies in a mapped file; `None` for bytes of the
@@ -307,6 +373,17 @@ impl Loader<'_> {
 }
 
 impl Entry {
+    /// Whether a tensor of that format can be the bytes of the file.
+    fn lies_as(&self, dtype: DType) -> bool {
+        let align = if dtype == DType::F32 { align_of::<f32>() } else { align_of::<bf16>() };
+        let is_same = match self.dtype {
+            Dtype::BF16 => dtype == DType::BF16,
+            Dtype::F16 => dtype == DType::F16,
+            _ => dtype == DType::F32,
+        };
+        is_same && self.bytes.as_ptr().addr().is_multiple_of(align)
+    }
+
     /// The bytes as they lie in the file; copied if their place there does not suit the format.
     fn data(&self, shape: &[usize], dtype: DType) -> TensorData {
         let start = self.bytes.as_ptr().addr();

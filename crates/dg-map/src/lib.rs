@@ -30,6 +30,7 @@ pub struct MappedFile {
     bytes: Bytes,
     /// None for an empty file.
     map: Option<Arc<Mmap>>,
+    file: Arc<File>,
 }
 
 impl MappedFile {
@@ -48,10 +49,11 @@ impl MappedFile {
         require_regular(&metadata)?;
         // A mapping of length zero is an error on Linux.
         if metadata.len() == 0 {
-            return Ok(Self { bytes: Bytes::new(), map: None });
+            return Ok(Self { bytes: Bytes::new(), map: None, file: Arc::new(file) });
         }
         let map = Arc::new(map(&file)?);
-        Ok(Self { bytes: Bytes::from_owner(Owner(map.clone())), map: Some(map) })
+        let bytes = Bytes::from_owner(Owner(map.clone()));
+        Ok(Self { bytes, map: Some(map), file: Arc::new(file) })
     }
 
     /// The number of bytes in the file when it was mapped.
@@ -69,15 +71,92 @@ impl MappedFile {
         self.bytes.clone()
     }
 
+    /// Whether `other` is a clone of this one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+
+    /// Where it is mapped.
+    pub fn address(&self) -> usize {
+        self.bytes.as_ptr().addr()
+    }
+
     /// Takes the pages that lie wholly in `range` (in bytes from the start of the file) out of this process's
     /// memory. Buffers stay valid: a page that is touched again comes from the file, or from the system's cache
     /// of it. A range that goes beyond the file ends with it; pages count as 64 KiB, whatever they are.
     pub fn release(&self, range: Range<usize>) -> io::Result<()> {
-        let Some(map) = &self.map else { return Ok(()) };
-        let end = range.end.min(map.len()) / PAGE_MAX * PAGE_MAX;
-        let start = range.start.min(end).next_multiple_of(PAGE_MAX);
-        if start < end { drop_pages(map, start..end) } else { Ok(()) }
+        let (Some(map), Some(pages)) = (&self.map, self.inner_pages(range)) else { return Ok(()) };
+        drop_pages(map, pages)
     }
+
+    /// [`release`](Self::release), and takes the pages out of the system's cache as well, unless another process has
+    /// them mapped: what is touched again is read from the disk.
+    pub fn forget(&self, range: Range<usize>) -> io::Result<()> {
+        let Some(pages) = self.inner_pages(range) else { return Ok(()) };
+        self.release(pages.clone())?;
+        uncache(&self.file, pages)
+    }
+
+    /// Brings the pages that hold bytes of `range` into memory and into this process, and returns when they are there.
+    /// Several requests to the disk are under way at a time, where single touches would wait for each.
+    ///
+    /// # Errors
+    /// If the file cannot be read. A system without `MADV_POPULATE_READ` (Linux before 5.14) is only asked to have
+    /// them ready soon.
+    pub fn read_ahead(&self, range: Range<usize>) -> io::Result<()> {
+        let Some(map) = &self.map else { return Ok(()) };
+        let end = range.end.min(map.len());
+        let mut start = range.start.min(end) / PAGE_MAX * PAGE_MAX;
+        let announce = |start: usize| {
+            let len = end.saturating_sub(start).min(AHEAD);
+            if len > 0 { map.advise_range(memmap2::Advice::WillNeed, start, len) } else { Ok(()) }
+        };
+        announce(start)?;
+        while start < end {
+            let len = (end - start).min(AHEAD);
+            announce(start + len)?;
+            populate(map, start, len)?;
+            start += len;
+        }
+        Ok(())
+    }
+
+    /// The pages that lie wholly in `range`.
+    fn inner_pages(&self, range: Range<usize>) -> Option<Range<usize>> {
+        let end = range.end.min(self.len()) / PAGE_MAX * PAGE_MAX;
+        let start = range.start.min(end).next_multiple_of(PAGE_MAX);
+        (start < end).then_some(start..end)
+    }
+}
+
+/// Bytes that [`MappedFile::read_ahead`] asks the disk for at a time, twice.
+const AHEAD: usize = 16 << 20;
+
+#[cfg(target_os = "linux")]
+fn uncache(file: &File, pages: Range<usize>) -> io::Result<()> {
+    let length = std::num::NonZeroU64::new(pages.len() as u64);
+    Ok(rustix::fs::fadvise(file, pages.start as u64, length, rustix::fs::Advice::DontNeed)?)
+}
+
+/// Here the system decides what it keeps.
+#[cfg(not(target_os = "linux"))]
+fn uncache(_: &File, _: Range<usize>) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(target_os = "linux")]
+fn populate(map: &Mmap, start: usize, len: usize) -> io::Result<()> {
+    match map.advise_range(memmap2::Advice::PopulateRead, start, len) {
+        // an older system
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        done => done,
+    }
+}
+
+/// Here pages come as they are touched.
+#[cfg(not(target_os = "linux"))]
+fn populate(_: &Mmap, _: usize, _: usize) -> io::Result<()> {
+    Ok(())
 }
 
 /// Tells the heap to keep freed blocks, however large, for the next ones; false if it was not done. For programs
@@ -231,6 +310,39 @@ mod tests {
             file.release(range).expect("it is mapped");
         }
         assert_eq!(&bytes[..], &content[..]);
+        std::fs::remove_file(&path).expect("it is there");
+    }
+
+    /// Bytes that this process has had read from a disk.
+    fn read_bytes() -> u64 {
+        let io = std::fs::read_to_string("/proc/self/io").expect("a Linux process");
+        let line = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).expect("it is counted");
+        line.parse().expect("a number")
+    }
+
+    #[test]
+    fn pages_read_ahead_are_there_and_forgotten_ones_are_not() {
+        let content: Vec<u8> = (0..(40u32 << 20) + 77).map(|i| (i * 31 % 251) as u8).collect();
+        let path = temp_file("ahead", &content);
+        File::open(&path).and_then(|file| file.sync_all()).expect("a disk");
+        let file = MappedFile::open(&path).expect("it is there");
+        file.read_ahead(0..usize::MAX).expect("it is mapped");
+        assert_eq!(resident(&path), (content.len() as u64).next_multiple_of(4096));
+        file.forget(0..20 << 20).expect("it is mapped");
+        assert!(resident(&path) <= (20 << 20) + 4096, "{}", resident(&path));
+        let before = read_bytes();
+        file.read_ahead(100..20 << 20).expect("it is mapped");
+        assert_eq!(&file.bytes()[..], &content[..]);
+        let read = read_bytes() - before;
+        match read {
+            // a file system in memory
+            0 => eprintln!("SKIPPED that forgotten pages are read again: {} has no disk", path.display()),
+            n => assert!((20 << 20..21 << 20).contains(&n), "{n}"),
+        }
+        for range in [0..0, 50 << 20..60 << 20, usize::MAX..usize::MAX] {
+            file.read_ahead(range.clone()).expect("nothing to read");
+            file.forget(range).expect("nothing to forget");
+        }
         std::fs::remove_file(&path).expect("it is there");
     }
 

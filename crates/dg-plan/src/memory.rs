@@ -1,6 +1,6 @@
 //! Bytes that a rank holds.
 
-use crate::parts::Part;
+use crate::parts::{Block, Part};
 use crate::plan::{Passes, Plan, WeightBytes};
 use serde::Serialize;
 
@@ -9,6 +9,9 @@ use serde::Serialize;
 pub struct RankMemory {
     /// Weights of its part of the transformer.
     pub transformer: u64,
+    /// The two largest of its blocks: what has to be there of the transformer's weights if they lie in mapped files and
+    /// are read again in each step.
+    pub window: u64,
     /// Weights of the text encoders, if it has them.
     pub encoders: u64,
     /// Weights of the VAE's decoder, if it has it.
@@ -38,6 +41,12 @@ impl RankMemory {
     /// least this.
     pub fn least(&self) -> u64 {
         (self.encoders + self.encoding).max(self.resident() + self.activations_least)
+    }
+
+    /// The peak when weights lie in mapped files and those of the transformer and of the encoders are dropped behind
+    /// their use, where memory is short.
+    pub fn streamed_least(&self) -> u64 {
+        self.window + self.decoder + self.kv_buffers + self.activations_least.max(self.encoding)
     }
 
     fn resident(&self) -> u64 {
@@ -73,7 +82,11 @@ impl Plan {
             activations = activations.max(scaled(shape.vae.decode_bytes(pixels)));
             activations_least = activations_least.max(scaled(shape.vae.banded_decode_bytes(pixels)));
         }
+        let block = |i: usize| Block::nth(&shape.transformer, i).parts()[1].parameters(shape);
+        let stage = self.stages.ranges()[self.layout.coords(rank).pp as usize].clone();
+        let largest = stage.map(block).max().unwrap_or(0);
         RankMemory {
+            window: (2.0 * largest as f64 * held.transformer) as u64,
             transformer: weights(Part::is_transformer, held.transformer),
             encoders: weights(|part| matches!(part, Part::Clip | Part::T5), held.encoders),
             decoder: weights(|part| part == Part::VaeDecoder, held.decoder),

@@ -117,6 +117,8 @@ pub struct Ask {
     pub balance: Balance,
     /// Bytes that one rank may use; absent, not checked.
     pub memory_bytes: Option<u64>,
+    /// Whether weights lie in mapped files, as on the CPU: those that do not fit are read again in each step.
+    pub streams: bool,
 }
 
 impl Ask {
@@ -130,6 +132,7 @@ impl Ask {
             pipeline: Pipeline::Auto,
             balance: Balance::Time,
             memory_bytes: None,
+            streams: false,
         }
     }
 }
@@ -162,6 +165,12 @@ pub enum Warning {
     )]
     ReloadsEncoders {
         /// The rank that encodes.
+        rank: u32,
+    },
+    /// Weights that cannot stay.
+    #[error("rank {rank} has no room for all of its weights: some are read from the disk in each step")]
+    StreamsWeights {
+        /// The rank that needs most.
         rank: u32,
     },
     /// Ranks that own no token.

@@ -250,10 +250,15 @@ pub(crate) fn patches(work: &Work, ask: &Ask, patches: usize) -> Refusal {
     refusal(work, ask, Cause::Patches { patches, tokens: work.size.image_tokens() })
 }
 
-/// Refuses a plan of which a rank needs more than `have` bytes even if its encoders do not stay.
+/// Refuses a plan of which a rank needs more than `have` bytes even if its encoders do not stay, and, if that can be,
+/// its other weights neither.
 pub(crate) fn check_memory(mut plan: Plan, ask: &Ask, have: u64) -> Result<Plan, Refusal> {
-    let (rank, need) = plan.largest_memory();
-    let need = need.least();
+    let (rank, memory) = plan.largest_memory();
+    let need = memory.least();
+    if need > have && ask.streams && memory.streamed_least() <= have {
+        plan.warnings.push(Warning::StreamsWeights { rank });
+        return Ok(plan);
+    }
     if need > have {
         let remedies = remedies(&plan, ask, need);
         return Err(refusal(&plan.work, ask, Cause::Memory { rank, need, have, remedies }));

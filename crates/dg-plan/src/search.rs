@@ -14,6 +14,8 @@ pub struct Bounds {
     pub pipeline: Pipeline,
     /// Bytes that one rank may use; absent, not checked.
     pub memory_bytes: Option<u64>,
+    /// Whether weights need not fit, see [`Ask::streams`].
+    pub streams: bool,
 }
 
 /// A layout with what is predicted for it.
@@ -27,7 +29,8 @@ pub struct Candidate {
     pub is_exact: bool,
     /// Predicted times.
     pub time: Prediction,
-    /// The largest need of a rank in bytes, [`least`](crate::RankMemory::least).
+    /// The largest need of a rank in bytes, [`least`](crate::RankMemory::least), or
+    /// [`streamed_least`](crate::RankMemory::streamed_least) where weights need not fit.
     pub memory: u64,
     /// Whether that is allowed.
     pub fits: bool,
@@ -116,7 +119,8 @@ pub fn search(work: &Work, ranks: u64, machine: &Machine, bounds: &Bounds) -> Se
 fn candidate(work: &Work, layout: Layout, machine: &Machine, bounds: &Bounds) -> Option<Candidate> {
     let ask = Ask { pipeline: bounds.pipeline, ..Ask::layout(layout) };
     let plan = Plan::unbounded(work, &ask).ok()?;
-    let memory = plan.largest_memory().1.least();
+    let largest = plan.largest_memory().1;
+    let memory = if bounds.streams { largest.streamed_least() } else { largest.least() };
     Some(Candidate {
         layout,
         passes: plan.passes,

@@ -200,7 +200,7 @@ fn best(
     let work = work(repo, settings).ok_or_else(|| none("the picture has no legal size"))?;
     let cpu = machine::device("cpu").ok_or_else(|| none("no such device"))?;
     let links = Links::parse("memory").map_err(|e| none(&e.to_string()))?;
-    let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: None };
+    let bounds = Bounds { pipeline: ask.pipeline, ..Bounds::default() };
     let found = dg_plan::search(&work, ranks, &Machine::new(cpu, links), &bounds);
     let chosen = found.chosen.and_then(|i| found.candidates.get(i));
     chosen.map(|candidate| candidate.layout).ok_or_else(|| none(&found.reason))

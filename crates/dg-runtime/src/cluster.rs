@@ -141,6 +141,8 @@ impl Cluster {
         let device = dg_flux::device(options.device).map_err(StartError::Device)?;
         let computing = PipelineOptions {
             free_memory: crate::memory::free(options.device, &device),
+            // ranks that are threads use the same maps: none of them can tell what the others still need
+            weights_memory: (plan.ranks() == 1).then(|| crate::memory::share(options.device, 1)).flatten(),
             device,
             dtype: options.dtype,
             time_dtype: options.time_dtype,

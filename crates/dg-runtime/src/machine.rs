@@ -95,20 +95,6 @@ pub fn disk_free(path: &Path) -> Option<u64> {
     stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
-/// Anonymous memory that this process holds, in bytes.
-pub fn rss_anon() -> Option<u64> {
-    own_memory("RssAnon:")
-}
-
-/// The most memory that this process ever held, mapped files included, in bytes.
-pub fn peak_rss() -> Option<u64> {
-    own_memory("VmHWM:")
-}
-
-fn own_memory(name: &str) -> Option<u64> {
-    field(&std::fs::read_to_string("/proc/self/status").ok()?, name)?.checked_mul(1024)
-}
-
 /// `12.3 GiB`.
 pub fn bytes(n: u64) -> String {
     let n = n as f64;

@@ -13,6 +13,8 @@ pub struct MemoryNeed {
     pub weights: u64,
     /// Those of the text encoders among them.
     pub encoders: u64,
+    /// What must be there of them where they are read again in each step: two blocks of the transformer, and the VAE.
+    pub window: u64,
     /// Activations of the hungriest moment.
     pub activations: u64,
     /// The same when pictures are decoded in bands.
@@ -26,10 +28,15 @@ impl MemoryNeed {
     }
 
     /// The peak when the text encoders are given back once the prompts are encoded, and pictures are decoded in
-    /// bands. A run needs at least this.
+    /// bands.
     pub fn least(self) -> u64 {
         let all = self.weights.saturating_add(self.activations_least);
         all.saturating_sub(self.encoders).max(self.encoders)
+    }
+
+    /// The peak when weights that do not fit are read from their files again in each step. No run does with less.
+    pub fn streamed_least(self) -> u64 {
+        self.window.saturating_add(self.activations_least)
     }
 }
 
@@ -61,6 +68,7 @@ pub fn memory_need(
     MemoryNeed {
         weights: repo.weight_bytes(),
         encoders: repo.encoder_bytes(),
+        window: repo.window_bytes(),
         activations: hungriest(0),
         activations_least: hungriest(1),
     }
@@ -87,11 +95,19 @@ pub(crate) fn free(kind: DeviceKind, device: &Device) -> Option<FreeMemory> {
     }
 }
 
+/// What one of `ranks` ranks that share this host's memory may use of it; nothing for GPUs, whose weights are copied.
+pub(crate) fn share(kind: DeviceKind, ranks: u16) -> Option<FreeMemory> {
+    let share = move || machine::memory().map(|memory| memory.available / u64::from(ranks.max(1)));
+    (kind == DeviceKind::Cpu).then(|| FreeMemory::new(share))
+}
+
 /// Memory of a process, as far as the system tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessMemory {
     /// Anonymous memory in bytes.
     pub rss_anon: u64,
+    /// Mapped files, weights for one, in bytes.
+    pub rss_file: u64,
     /// Resident memory in bytes, mapped weights included.
     pub rss: u64,
     /// The most that it was.
@@ -108,8 +124,15 @@ impl ProcessMemory {
             line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib << 10)
         };
         let of = |name| field(name).unwrap_or(0);
-        Self { rss_anon: of("RssAnon:"), rss: of("VmRSS:"), peak_rss: of("VmHWM:") }
+        let [rss_anon, rss_file] = ["RssAnon:", "RssFile:"].map(of);
+        Self { rss_anon, rss_file, rss: of("VmRSS:"), peak_rss: of("VmHWM:") }
     }
+}
+
+/// Bytes that this process has had read from disks, for mapped files too; 0 where the system does not tell.
+pub fn read_bytes() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    io.lines().find_map(|line| line.strip_prefix("read_bytes: ")?.parse().ok()).unwrap_or(0)
 }
 
 /// Bytes of memory of this host; 0 where the system does not tell.

@@ -139,7 +139,7 @@ fn find(works: &[Work], ask: &Ask, ranks: u64, machine: &Machine) -> Result<(Lay
     let Some(first) = works.first() else {
         return Err(Failure::usage("no picture is asked for"));
     };
-    let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: None };
+    let bounds = Bounds { pipeline: ask.pipeline, ..Bounds::default() };
     let mut found = dg_plan::search(first, ranks, machine, &bounds);
     let suits = |c: &Candidate| {
         let ask = Ask { layout: c.layout, ..ask.clone() };
@@ -226,6 +226,10 @@ impl Spread {
             Some(bytes) => bytes.max(alone),
             None => alone,
         };
+        // ranks that share tokens are at the same block
+        let layout = self.ask.layout;
+        let places = self.ranks() as u64 / u64::from(layout.ulysses.max(1)) / u64::from(layout.ring.max(1));
+        need.window = need.window.saturating_mul(places.max(1));
         need.activations = most(0, need.activations);
         need.activations_least = most(1, need.activations_least);
         need

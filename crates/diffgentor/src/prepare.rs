@@ -186,6 +186,15 @@ impl Prepared {
         if need.least() <= have.available {
             return Ok(());
         }
+        if need.streamed_least() <= have.available {
+            log::warn_once(format!(
+                "the model's weights ({} without text encoders) do not fit into the {} that are free: what does not is \
+                 read from the disk again in each step",
+                machine::bytes(need.weights - need.encoders.min(need.weights)),
+                machine::bytes(have.available),
+            ));
+            return Ok(());
+        }
         let limit = match have.limit {
             machine::Limit::System => "",
             machine::Limit::ControlGroup => " in this control group",
@@ -195,10 +204,10 @@ impl Prepared {
             n => format!(" of {n} ranks"),
         };
         let message = format!(
-            "not enough memory: about {} needed ({} weights, text encoders given back, + {} activations{ranks}, \
+            "not enough memory: about {} needed ({} weights, read from the disk in each step, + {} activations{ranks}, \
              pictures decoded in bands), {} free{limit}",
-            machine::bytes(need.least()),
-            machine::bytes(need.weights - need.encoders.min(need.weights)),
+            machine::bytes(need.streamed_least()),
+            machine::bytes(need.window),
             machine::bytes(need.activations_least),
             machine::bytes(have.available),
         );

@@ -1,8 +1,8 @@
 //! Collects what `--report` writes.
 
-use crate::machine;
 use dg_core::report::{EventReport, ImageReport, Layout, ModelFacts, RankReport, Report, SCHEMA, Seconds};
 use dg_core::{DType, GenerateRequest, ModelId, StepEvent};
+use dg_runtime::memory::{self, ProcessMemory};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -81,8 +81,9 @@ impl Recorder {
     pub(crate) fn finish(mut self, mapped_bytes: u64) -> Report {
         let seconds = &mut self.report.seconds;
         seconds.total = self.start.elapsed().as_secs_f64();
-        let rss_anon = self.sampler.map_or(0, Sampler::finish);
-        let peak_rss = machine::peak_rss().unwrap_or(0);
+        let ProcessMemory { rss_anon, rss_file, peak_rss, .. } =
+            self.sampler.map_or_else(ProcessMemory::default, Sampler::finish);
+        let read_bytes = memory::read_bytes();
         if self.report.ranks.is_empty() {
             // no rank has started, or the only one keeps no account
             let compute_s = seconds.text + seconds.steps.iter().sum::<f64>() + seconds.decode;
@@ -96,27 +97,28 @@ impl Recorder {
             }
             rank.node = "local".into();
             rank.pid = std::process::id();
-            (rank.rss_anon, rank.peak_rss) = (rss_anon, peak_rss);
+            (rank.rss_anon, rank.rss_file) = (rss_anon, rss_file);
+            (rank.peak_rss, rank.read_bytes) = (peak_rss, read_bytes);
         }
         self.report
     }
 }
 
-/// Watches how much anonymous memory the process holds. The system keeps a peak of all memory
-/// only, mapped weights included, so this one is the highest of samples every [`SAMPLE`]: a
-/// shorter peak can be missed.
+/// Watches how much memory of its own and of mapped files the process holds. The system keeps a peak
+/// of both together only, so these are the highest of samples every [`SAMPLE`]: a shorter peak can be
+/// missed.
 struct Sampler {
     stop: Sender<()>,
-    thread: JoinHandle<u64>,
+    thread: JoinHandle<ProcessMemory>,
 }
 
 impl Sampler {
     fn start() -> Option<Self> {
         let (stop, stopped) = mpsc::channel();
         let sample = move || {
-            let mut most = 0;
+            let mut most = ProcessMemory::default();
             loop {
-                most = most.max(machine::rss_anon().unwrap_or(0));
+                most = highest(most);
                 if stopped.recv_timeout(SAMPLE) != Err(RecvTimeoutError::Timeout) {
                     return most;
                 }
@@ -126,9 +128,19 @@ impl Sampler {
         Some(Self { stop, thread })
     }
 
-    fn finish(self) -> u64 {
+    fn finish(self) -> ProcessMemory {
         drop(self.stop);
-        self.thread.join().unwrap_or(0).max(machine::rss_anon().unwrap_or(0))
+        highest(self.thread.join().unwrap_or_default())
+    }
+}
+
+/// The higher of what was and what is.
+fn highest(most: ProcessMemory) -> ProcessMemory {
+    let now = ProcessMemory::of(None);
+    ProcessMemory {
+        rss_anon: most.rss_anon.max(now.rss_anon),
+        rss_file: most.rss_file.max(now.rss_file),
+        ..now
     }
 }
 
@@ -142,11 +154,11 @@ mod tests {
     #[test]
     fn a_peak_between_two_events_is_seen() {
         let sampler = Sampler::start().unwrap();
-        let before = machine::rss_anon().unwrap();
+        let before = ProcessMemory::of(None).rss_anon;
         let held = vec![1u8; PEAK];
         std::thread::sleep(10 * SAMPLE);
         drop(std::hint::black_box(held));
-        assert!(sampler.finish() >= before + PEAK as u64 / 2);
+        assert!(sampler.finish().rss_anon >= before + PEAK as u64 / 2);
     }
 
     const PEAK: usize = 64 << 20;

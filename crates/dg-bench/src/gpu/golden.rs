@@ -32,6 +32,7 @@ pub(super) fn run(kind: Kind, data: &Path) -> Result<Vec<Row>, Failure> {
             vae_tiling: None,
             release_encoders: false,
             free_memory: None,
+            weights_memory: None,
         };
         let mut pipeline = Pipeline::load(&repo, options)?;
         let latents = pipeline.latents(std::slice::from_ref(&request), &mut Unwatched)?;

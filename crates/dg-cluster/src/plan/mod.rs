@@ -77,6 +77,7 @@ fn planned(
         ask.layout = layout;
         search = Some(found);
     }
+    ask.streams = is_cpu;
     let plan = Plan::new(&work, &ask)?;
     if let Some(found) = mixed(&placed.nodes, plan.layout.replica_ranks()) {
         let hint =
@@ -117,7 +118,7 @@ fn ranks(file: &ClusterFile, settings: &Settings) -> Result<(Vec<dg_config::Node
 /// The fastest layout that fits, keeps the picture unless a stale pipeline was asked for, and mixes no kinds of ranks.
 fn find(work: &Work, ask: &Ask, placed: &Placed, machine: &Machine) -> Result<(Layout, Search), Failure> {
     let ranks = ask.num_gpus.unwrap_or(1);
-    let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
+    let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes, ..Bounds::default() };
     let mut found = dg_plan::search(work, ranks, machine, &bounds);
     let is_pure = |c: &Candidate| mixed(&placed.nodes, c.layout.replica_ranks()).is_none();
     let is_allowed = |c: &Candidate| c.fits && (c.is_exact || ask.pipeline == Pipeline::Stale) && is_pure(c);

@@ -58,6 +58,15 @@ impl Denoiser {
         })
     }
 
+    /// Says how many bytes of weights may stay in memory during the next batches, see
+    /// [`Turns::keep`](crate::turns::Turns::keep). Modulations are computed once, so theirs are the first to leave.
+    pub(crate) fn keep(&self, bytes: Option<u64>) {
+        let (blocks, modulation) = (self.transformer.turns(), self.modulator.turns());
+        let fits = |bytes: &u64| blocks.bytes().saturating_add(modulation.bytes()) <= *bytes;
+        modulation.keep(bytes.map(|bytes| if fits(&bytes) { bytes } else { 0 }));
+        blocks.keep(bytes);
+    }
+
     /// This rank's part in all steps of a batch: the final packed latents `[images, tokens, in_channels]` on the rank
     /// that decodes, nothing on the others. The rank that encodes brings the prompts, unless no step is left.
     ///

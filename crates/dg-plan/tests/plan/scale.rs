@@ -48,7 +48,7 @@ fn what_changes_the_picture_is_chosen_only_when_asked() {
     // two nodes on a slow network: a stale pipeline is far ahead
     let machine = on("h100", "nvlink:8,eth10:2");
     let choose = |pipeline| {
-        let found = search(&dev(1024), 16, &machine, &Bounds { pipeline, memory_bytes: None });
+        let found = search(&dev(1024), 16, &machine, &Bounds { pipeline, ..Bounds::default() });
         (found.candidates[found.chosen.unwrap()].clone(), found.reason)
     };
     let (exact, reason) = choose(Pipeline::Auto);

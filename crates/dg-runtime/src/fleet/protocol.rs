@@ -243,6 +243,8 @@ pub struct RankSetup {
     pub gpu: Option<u32>,
     /// Threads that it computes with.
     pub threads: u32,
+    /// Ranks of its node, this one among them: they share its memory.
+    pub ranks: u16,
     /// Where ranks of other nodes reach it.
     pub plane_host: String,
     /// Whether tensors between nodes are encrypted.

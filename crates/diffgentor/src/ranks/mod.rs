@@ -103,7 +103,7 @@ fn planned(
     let mut ask = Ask { memory_bytes, ..asked::ask(settings)? };
     let (mut search, mut scaling) = (None, None);
     if let Some(ranks) = asked::ranks_to_fill(settings) {
-        let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes };
+        let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes, ..Bounds::default() };
         let found = dg_plan::search(&work, ranks, &machine, &bounds);
         // without one that fits, the thriftiest tells by how much
         let thriftiest = || found.candidates.iter().min_by_key(|c| c.memory);
@@ -112,6 +112,7 @@ fn planned(
         scaling = Some(dg_plan::scaling(&work, ranks, &machine, &bounds));
         search = Some(found);
     }
+    ask.streams = machine.device.name == "cpu";
     let plan = Plan::new(&work, &ask)?;
     Ok(Planned { model, plan, machine, search, scaling })
 }

@@ -101,6 +101,7 @@ fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16, gpu: Option<u32>) -> Rank
         model: spec.model.clone(),
         gpu,
         threads: spec.threads.unwrap_or_else(|| u32::try_from(share).unwrap_or(1)).max(1),
+        ranks: spec.slots.max(1),
         plane_host: spec.plane_host.clone(),
         tensor_tls: spec.tensor_tls,
         agent: std::process::id(),

@@ -15,7 +15,7 @@ use dg_core::StepEvent;
 use dg_core::report::RankReport;
 use dg_flux::parallel::{LatentsPart, RankJob, Resume};
 use dg_flux::watch::Watch;
-use dg_flux::{DeviceKind, ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
+use dg_flux::{DeviceKind, FreeMemory, ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
 use dg_net::plane::{EpochKey, Member, Options, Rendezvous, Tls};
 use rayon::ThreadPool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -134,7 +134,8 @@ impl Computer {
         }
         dg_flux::allow_tf32(attempt.body.tf32);
         let key = attempt.engine_key();
-        self.need = attempt.plan.memory(attempt.team.me).resident_least();
+        let memory = attempt.plan.memory(attempt.team.me);
+        self.need = memory.resident_least();
         let device = match &mut self.device {
             Some(device) => device,
             none => none.insert(RankDevice::open(kind(&self.setup)).map_err(Trouble::Error)?),
@@ -145,13 +146,16 @@ impl Computer {
                 tracing::warn!(need = self.need, free, "the GPU has too little memory");
                 return Err(Trouble::Oom { need: self.need });
             }
+            let weights_memory = crate::memory::share(device.kind, self.setup.ranks);
+            let share = weights_memory.as_ref().and_then(FreeMemory::ask);
             let options = PipelineOptions {
                 device: device.tensors.clone(),
                 dtype: attempt.body.dtype,
                 time_dtype: attempt.body.time_dtype,
                 vae_tiling: attempt.body.vae_tiling,
-                release_encoders: false,
+                release_encoders: share.is_some_and(|share| share < memory.total()),
                 free_memory: crate::memory::free(device.kind, &device.tensors),
+                weights_memory,
             };
             let load = || Pipeline::load_rank(repo, options, &attempt.plan, attempt.team.me);
             let loaded = self.pool.install(load);
@@ -270,6 +274,8 @@ fn report(
         pid: std::process::id(),
         mapped_bytes,
         rss_anon: memory.rss_anon,
+        rss_file: memory.rss_file,
+        read_bytes: crate::memory::read_bytes(),
         peak_rss: memory.peak_rss,
         compute_s: wall.saturating_sub(wait).as_secs_f64(),
         wait_s: wait.as_secs_f64(),

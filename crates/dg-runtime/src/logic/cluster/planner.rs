@@ -2,7 +2,7 @@
 
 use super::job::JobSpec;
 use dg_plan::search::valid_layouts;
-use dg_plan::{Ask, Balance, Bounds, Layout, Machine, Passes, Pipeline, Plan, search};
+use dg_plan::{Ask, Balance, Bounds, Layout, Machine, Passes, Pipeline, Plan, Warning, Work, search};
 use std::time::Duration;
 
 /// What there is for a job.
@@ -14,6 +14,8 @@ pub struct Supply {
     pub memory_bytes: u64,
     /// Operations per second that each reaches; 0 if that is not known.
     pub flops: u64,
+    /// Whether weights that do not fit may be read again in each step, as on CPUs.
+    pub streams: bool,
 }
 
 impl Supply {
@@ -56,7 +58,15 @@ pub struct SearchPlanner {
 impl Planner for SearchPlanner {
     fn choose(&self, spec: &JobSpec, supply: Supply) -> Option<Choice> {
         let work = spec.work.as_deref()?;
-        let bounds = Bounds { pipeline: self.pipeline, memory_bytes: Some(supply.memory_bytes) };
+        // Reading weights again in each step is the last resort.
+        let streams = [false, true].into_iter().take(1 + usize::from(supply.streams));
+        streams.into_iter().find_map(|streams| self.fastest(spec, work, supply, streams))
+    }
+}
+
+impl SearchPlanner {
+    fn fastest(&self, spec: &JobSpec, work: &Work, supply: Supply, streams: bool) -> Option<Choice> {
+        let bounds = Bounds { pipeline: self.pipeline, memory_bytes: Some(supply.memory_bytes), streams };
         let machine = supply.machine(&self.machine);
         let most = supply.ranks.min(spec.ranks_max);
         let least = spec.ranks_min.max(1);
@@ -84,12 +94,15 @@ pub struct AskPlanner {
 impl AskPlanner {
     fn choice(&self, spec: &JobSpec, ask: &Ask, supply: Supply) -> Option<(Choice, Plan)> {
         let work = spec.work.as_deref()?;
-        let ask = Ask { num_gpus: None, memory_bytes: Some(supply.memory_bytes), ..ask.clone() };
+        let (memory_bytes, streams) = (Some(supply.memory_bytes), supply.streams);
+        let ask = Ask { num_gpus: None, memory_bytes, streams, ..ask.clone() };
         let plan = Plan::new(work, &ask).ok()?;
         let run = Duration::try_from_secs_f64(plan.predict(&supply.machine(&self.machine)).run_s)
             .unwrap_or(Duration::MAX);
-        let choice =
-            Choice { layout: plan.layout, run, memory_bytes: plan.largest_memory().1.resident_least() };
+        let memory = plan.largest_memory().1;
+        let is_streamed = plan.warnings.iter().any(|w| matches!(w, Warning::StreamsWeights { .. }));
+        let memory_bytes = if is_streamed { memory.streamed_least() } else { memory.resident_least() };
+        let choice = Choice { layout: plan.layout, run, memory_bytes };
         Some((choice, plan))
     }
 }
@@ -157,8 +170,9 @@ mod tests {
             work: Some(Arc::new(Work::one(known::flux_dev(), size))),
             ask: None,
         };
-        let choose =
-            |ranks, gib: u64| planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30, flops: 0 });
+        let choose = |ranks, gib: u64| {
+            planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30, flops: 0, streams: false })
+        };
         let (eight, seven) = (choose(8, 80).unwrap(), choose(7, 80).unwrap());
         assert!(eight.layout.ranks() == 8 && seven.layout.ranks() < 8 && eight.run < seven.run);
         assert_eq!(choose(8, 1), None);
@@ -182,7 +196,8 @@ mod tests {
 
     fn on(spec: &JobSpec, ranks: usize) -> Option<Layout> {
         let machine = Machine::new(machine::device("h100").unwrap(), Links::parse("nvlink:8").unwrap());
-        let choice = AskPlanner { machine }.choose(spec, Supply { ranks, memory_bytes: 80 << 30, flops: 0 });
+        let choice = AskPlanner { machine }
+            .choose(spec, Supply { ranks, memory_bytes: 80 << 30, flops: 0, streams: false });
         choice.map(|choice| choice.layout)
     }
 

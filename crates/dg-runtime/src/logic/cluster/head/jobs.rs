@@ -198,10 +198,12 @@ fn supply(registry: &Registry, ranks: &[RankId], limit: Option<u64>) -> Supply {
     let memory = |rank: &RankId| registry.node(rank.node).map(|node| node.facts.memory_bytes);
     let memory = ranks.iter().filter_map(memory).min().unwrap_or(0);
     let flops = |rank: &RankId| registry.node(rank.node).map(|node| node.facts.flops);
+    let is_cpu = |rank: &RankId| registry.node(rank.node).is_some_and(|node| node.facts.kind == Kind::Cpu);
     Supply {
         ranks: ranks.len(),
         memory_bytes: limit.map_or(memory, |limit| limit.min(memory)),
         flops: ranks.iter().filter_map(flops).min().unwrap_or(0),
+        streams: ranks.iter().all(is_cpu),
     }
 }
 
