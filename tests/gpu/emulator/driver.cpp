@@ -204,6 +204,8 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
                    unsigned shared, void *, void **parameters, void **) {
     if (shared > 163840 || size_t{bx} * by * bz > 1024) return INVALID_VALUE;
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+    static std::mutex running;
+    std::lock_guard<std::mutex> alone(running);
     static_cast<Function *>(function)->launch(grid, block, shared, parameters);
     return SUCCESS;
 }

@@ -150,7 +150,7 @@ std::string launcher(const Kernel &kernel, bool fibers) {
         separator = ", ";
     }
     call += ")";
-    return "extern \"C\" void emulated_launch_" + kernel.name +
+    return "extern \"C\" __attribute__((visibility(\"default\"))) void emulated_launch_" + kernel.name +
            "(const unsigned *grid, const unsigned *block, unsigned shared, void **p) {\n    emulated::launch(grid, block, "
            "shared, emulated_shared(), " + (fibers ? "true" : "false") + ", [&] { " + call + "; });\n}\n";
 }
@@ -161,7 +161,7 @@ std::string shared_memory(const std::string &source) {
     std::set<std::string> names;
     for (std::sregex_iterator i(source.begin(), source.end(), declared), end; i != end; ++i) names.insert((*i)[1]);
     std::string out;
-    for (auto &name : names) out += "alignas(1024) thread_local char " + name + "[emulated::SHARED];\n";
+    for (auto &name : names) out += "alignas(1024) char " + name + "[emulated::SHARED];\n";
     std::string base = names.empty() ? "nullptr" : *names.begin();
     return out + "static void *emulated_shared() { return " + base + "; }\n";
 }
@@ -171,7 +171,8 @@ int compile(Program &program) {
     // Threads of a block that wait for each other, or exchange values, need stacks of their own.
     static const std::regex together(R"(__sync|__shfl|_sync\(|wmma::|ptx_|__ballot|__activemask)");
     bool fibers = std::regex_search(source, together);
-    std::string whole = "#include \"emulated.h\"\n" + source + "\n";
+    static const std::regex dynamic(R"(extern __shared__)");
+    std::string whole = "#include \"emulated.h\"\n" + std::regex_replace(source, dynamic, "extern") + "\n";
     whole += shared_memory(source);
     for (auto &kernel : kernels(source)) whole += launcher(kernel, fibers);
     std::string include = home() + "/include";
@@ -182,7 +183,7 @@ int compile(Program &program) {
     if (access(library.c_str(), R_OK) == 0) return 0;
     std::string mine = base + "." + std::to_string(getpid()) + "." + std::to_string(reinterpret_cast<uintptr_t>(&program));
     std::ofstream(mine + ".cpp") << whole;
-    std::string command = "g++ -std=c++17 -O1 -march=native -w -shared -fPIC -fno-strict-aliasing -I" + include + " -o " +
+    std::string command = "g++ -std=c++17 -O1 -march=native -w -shared -fPIC -fvisibility=hidden -fno-strict-aliasing -I" + include + " -o " +
                           mine + ".so " + mine + ".cpp > " + mine + ".log 2>&1";
     int status = system(command.c_str());
     program.log = read(mine + ".log");

@@ -25,15 +25,16 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __shared__ thread_local
+// The driver runs one kernel at a time.
+#define __shared__ static
 #define __constant__ static
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x, y, z; };
 struct float2 { float x, y; };
 struct uint4 { unsigned x, y, z, w; };
-inline thread_local uint3 threadIdx, blockIdx;
-inline thread_local dim3 blockDim, gridDim;
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 asm(R"(
@@ -84,7 +85,7 @@ struct Block {
     // What the lanes of each warp show each other.
     unsigned char shown[32][32][64];
 };
-inline thread_local Block block;
+inline Block block;
 
 inline unsigned lane() { return block.current % 32; }
 inline unsigned warp() { return block.current / 32; }
