@@ -133,6 +133,8 @@ fn a_report_tells_the_whole_run() {
     let rank = &report.ranks[0];
     assert!(rank.mapped_bytes > 20_000_000 && report.seconds.first_step.is_some());
     assert!(rank.rss_anon > 1 << 20 && rank.peak_rss > rank.rss_anon);
+    // the program itself
+    assert!(rank.rss_file > 1 << 20 && rank.peak_rss >= rank.rss_file);
     place.small(&["--prompt", "x", "--seed", "4", "--report", "r.json"]).expect_success();
     let report: dg_core::report::Report = serde_json::from_slice(&place.read("r.json")).expect("a report");
     assert_eq!(report.events.iter().map(|e| e.kind.as_str()).collect::<Vec<_>>(), ["skipped"]);

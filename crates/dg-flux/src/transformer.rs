@@ -146,7 +146,7 @@ impl Transformer {
         let text = rows(text, d, |text| enter.context_embedder.forward(text));
         watch.see("x_embedder", &image);
         watch.see("context_embedder", &text);
-        Hidden { text, image }
+        Hidden { text: k::held(text, self.precision), image: k::held(image, self.precision) }
     }
 
     /// The blocks of this stage.
@@ -165,6 +165,8 @@ impl Transformer {
         watch: &mut dyn Watch,
     ) -> Result<Hidden, PassError> {
         assert!(m.double.len() == self.double.len() && m.single.len() == self.single.len(), "other blocks");
+        // what another stage has sent is in f32
+        (text, image) = (k::held(text, self.precision), k::held(image, self.precision));
         for (i, (block, m)) in self.double.iter().zip(&m.double).enumerate() {
             self.turns.begin(i, &*watch)?;
             (text, image) = block.forward(text, image, m, rope, attend)?;
@@ -201,7 +203,7 @@ impl Transformer {
         }
         // the final layer alone has its scale before its shift
         let [scale, shift] = chunks(m.norm_out.as_ref().expect("the last stage"), d);
-        let v = proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, self.precision));
+        let v = k::wide(proj_out.forward(k::layer_norm_modulate(image, shift, scale, EPS, self.precision)));
         watch.see("proj_out", &v);
         v
     }

@@ -24,6 +24,7 @@ static TF32: AtomicBool = AtomicBool::new(false);
 #[cfg(feature = "cuda")]
 mod with {
     use crate::Precision;
+    use crate::reference::cast;
     use burn::tensor::{DType, Tensor};
     use dg_cuda::kernels;
 
@@ -44,9 +45,9 @@ mod with {
         if !attends(q, p) || q.dims()[1] == 0 || k.dims()[1] == 0 {
             return None;
         }
-        let (kind, narrow) = (q.dtype(), |t: &Tensor<4>| t.clone().cast(DType::BF16));
+        let narrow = |t: &Tensor<4>| cast(t, DType::BF16);
         let (out, lse) = kernels::attention(narrow(q), narrow(k), narrow(v), scale, !rounded);
-        Some((out.cast(kind), lse))
+        Some((if rounded { cast(&out, q.dtype()) } else { out }, lse))
     }
 
     /// See [`crate::layer_norm_modulate`].
@@ -60,7 +61,7 @@ mod with {
         if !kernels::is_here(&x.device()) {
             return None;
         }
-        let (shift, scale) = (shift.clone().cast(DType::F32), scale.clone().cast(DType::F32));
+        let (shift, scale) = (cast(shift, DType::F32), cast(scale, DType::F32));
         kernels::layer_norm_modulate(x.clone(), shift, scale, eps as f32, p == Precision::Bf16)
     }
 
@@ -76,8 +77,8 @@ mod with {
         if !kernels::is_here(&x.device()) {
             return None;
         }
-        let weight = weight.clone().cast(DType::F32);
-        let (cos, sin) = (cos.clone().cast(DType::F32), sin.clone().cast(DType::F32));
+        let weight = cast(weight, DType::F32);
+        let (cos, sin) = (cast(cos, DType::F32), cast(sin, DType::F32));
         kernels::rms_norm_rope(x.clone(), weight, cos, sin, eps as f32, p == Precision::Bf16)
     }
 

@@ -19,8 +19,14 @@ pub(crate) const FLAGS: &[(&str, &str)] = &[
     ("enable_xformers", "attention never holds the whole score matrix; leave it out"),
     ("attention_backend", "there is one attention kernel; leave it out"),
     ("enable_attention_slicing", "attention never holds the whole score matrix; leave it out"),
-    ("enable_model_cpu_offload", "weights are mapped from disk and paged by the system; leave it out"),
-    ("enable_sequential_cpu_offload", "weights are mapped from disk and paged by the system; leave it out"),
+    (
+        "enable_model_cpu_offload",
+        "weights are mapped from disk, and those that do not fit are read again in each step; leave it out",
+    ),
+    (
+        "enable_sequential_cpu_offload",
+        "weights are mapped from disk, and those that do not fit are read again in each step; leave it out",
+    ),
     ("max_retries", "a failed picture is made again by running the same command again"),
     ("log_dir", "messages go to standard error: redirect them with `2> FILE`, or use --report FILE"),
     ("output_path", "use --output_dir"),

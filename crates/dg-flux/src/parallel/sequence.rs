@@ -150,6 +150,13 @@ impl Attend for Sequence {
         scale: f32,
         p: Precision,
     ) -> Result<Vec<Tensor<4>>, PassError> {
+        // ranks exchange and merge them in f32
+        let wide = |part: Projected| Projected {
+            q: dg_kernels::wide(part.q),
+            k: dg_kernels::wide(part.k),
+            v: dg_kernels::wide(part.v),
+        };
+        let parts: Vec<_> = parts.into_iter().map(wide).collect();
         let [b, _, heads, d] = parts[0].q.dims();
         let tokens: Vec<usize> = parts.iter().map(|part| part.q.dims()[1]).collect();
         let (device, pass) = (parts[0].q.device(), self.pass_number());

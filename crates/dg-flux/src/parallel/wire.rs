@@ -1,5 +1,5 @@
-//! Tensors as messages: values in the format of the run, so that a bfloat16 run sends half the bytes. Its
-//! activations are f32 tensors of bfloat16 values, so that nothing is lost.
+//! Tensors as messages: values in the format of the run, so that a bfloat16 run sends half the bytes. What its f32
+//! tensors hold are bfloat16 values, so that nothing is lost.
 
 use burn::tensor::{DType, Tensor};
 use dg_comm::{Block, BlockShape, Call, CommError, Place, Side};

@@ -60,7 +60,10 @@ fn product(mut x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
 fn product_on_device(x: Tensor<2>, w: &Tensor<2>, p: Precision) -> Tensor<2> {
     let kind = x.dtype();
     match p {
-        Precision::Bf16 => x.cast(DType::BF16).matmul(cast(w, DType::BF16).transpose()).cast(kind),
+        Precision::Bf16 => {
+            let y = cast(&x, DType::BF16).matmul(cast(w, DType::BF16).transpose());
+            cast(&y, kind)
+        }
         Precision::F32 => matmul(x, cast(w, kind).transpose()),
     }
 }
@@ -117,6 +120,8 @@ pub fn linear_gated(
     bias: Option<&Tensor<1>>,
     p: Precision,
 ) -> Tensor<3> {
+    let kind = residual.dtype();
+    let parts = parts.iter().map(|part| cast(part, kind)).collect();
     let y = linear(Tensor::cat(parts, 2), w, bias, p);
     match gate {
         Some(gate) => gated_residual(residual, gate, y, p),
@@ -169,6 +174,7 @@ pub fn mul<const D: usize>(x: Tensor<D>, y: Tensor<D>, p: Precision) -> Tensor<D
 
 /// See [`crate::gated_residual`].
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>, p: Precision) -> Tensor<3> {
+    let (gate, y) = (cast(&gate, x.dtype()), cast(&y, x.dtype()));
     round(x + round(gate.unsqueeze_dim::<3>(1) * y, p), p)
 }
 
@@ -244,6 +250,10 @@ pub fn embedding(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
 
 /// See [`crate::cat_tokens`].
 pub fn cat_tokens(a: Tensor<3>, b: Tensor<3>) -> Tensor<3> {
+    // nothing has no format of its own
+    if a.dims()[1] == 0 || b.dims()[1] == 0 {
+        return if a.dims()[1] == 0 { b } else { a };
+    }
     Tensor::cat(vec![a, b], 1)
 }
 
@@ -263,7 +273,7 @@ fn unit_rms<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
 }
 
 /// `t` as `kind`; no copy when it is that already.
-fn cast<const D: usize>(t: &Tensor<D>, kind: DType) -> Tensor<D> {
+pub(crate) fn cast<const D: usize>(t: &Tensor<D>, kind: DType) -> Tensor<D> {
     if t.dtype() == kind { t.clone() } else { t.clone().cast(kind) }
 }
 
