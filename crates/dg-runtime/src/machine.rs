@@ -73,16 +73,21 @@ fn group_available(root: &Path, line: &str) -> Option<u64> {
         return None;
     }
     let mount = root.join(if v1 { "sys/fs/cgroup/memory" } else { "sys/fs/cgroup" });
-    let (limit, usage, cache) = match v1 {
-        true => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        false => ("memory.max", "memory.current", "inactive_file"),
+    let (limit, usage, caches) = match v1 {
+        true => {
+            let caches = ["total_inactive_file", "total_active_file"];
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", caches)
+        }
+        false => ("memory.max", "memory.current", ["inactive_file", "active_file"]),
     };
     // inside a container the path may name a folder that only the host sees: the mount is then ours
     let folders = Path::new(path.trim_start_matches('/')).ancestors().map(|p| mount.join(p));
     let free = |folder: PathBuf| {
         let limit = read_number(&folder.join(limit))?;
         let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-        let used = read_number(&folder.join(usage))?.saturating_sub(field(&stat, cache).unwrap_or(0));
+        // as in `MemAvailable`: weights that are mapped can leave
+        let cached: u64 = caches.iter().filter_map(|cache| field(&stat, cache)).sum();
+        let used = read_number(&folder.join(usage))?.saturating_sub(cached);
         Some(limit.saturating_sub(used))
     };
     folders.filter_map(free).min()
@@ -142,8 +147,8 @@ mod tests {
         let v2 = ("proc/self/cgroup", "0::/a/b\n");
         let max = ("sys/fs/cgroup/a/memory.max", "5000\n");
         let current = ("sys/fs/cgroup/a/memory.current", "4000\n");
-        let stat = ("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 500\n");
-        check(&[MEMINFO, v2, max, current, stat], 1500, Limit::ControlGroup);
+        let stat = ("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 500\nactive_file 200\n");
+        check(&[MEMINFO, v2, max, current, stat], 1700, Limit::ControlGroup);
         let unlimited = ("sys/fs/cgroup/a/memory.max", "max\n");
         check(&[MEMINFO, v2, unlimited, current], 1_024_000, Limit::System);
         let v1 = ("proc/self/cgroup", "3:cpu:/x\n9:hugetlb,memory:/only/on/host\n");

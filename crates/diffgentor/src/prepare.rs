@@ -186,6 +186,10 @@ impl Prepared {
         if need.least() <= have.available {
             return Ok(());
         }
+        if self.is_on_gpu() && need.streamed_least() <= have.available {
+            // weights are read once, on their way to the GPU
+            return Ok(());
+        }
         if need.streamed_least() <= have.available {
             log::warn_once(format!(
                 "the model's weights ({} without text encoders) do not fit into the {} that are free: what does not is \

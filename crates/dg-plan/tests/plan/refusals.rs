@@ -106,6 +106,22 @@ fn too_little_memory_lists_what_would_fit_better() {
 }
 
 #[test]
+fn weights_in_mapped_files_need_not_fit() {
+    let work = dev(256);
+    let plan = |gib: u64, streams| {
+        let memory_bytes = Some(gib << 30);
+        Plan::new(&work, &Ask { memory_bytes, streams, ..Ask::layout(Layout::SERIAL) })
+    };
+    assert!(matches!(plan(8, false).unwrap_err().cause, Cause::Memory { .. }));
+    assert_eq!(plan(8, true).unwrap().warnings, [Warning::StreamsWeights { rank: 0 }]);
+    // two double blocks of 226.5 million weights in bf16, and the decoder, do not fit
+    assert!(plan(64, true).unwrap().warnings.is_empty() && plan(0, true).is_err());
+    let need = plan(8, true).unwrap().memory(0);
+    assert_eq!(need.window, 4 * 226_548_224);
+    assert!(need.streamed_least() < 2 << 30, "{need:?}");
+}
+
+#[test]
 fn odd_but_legal_layouts_are_warned_of() {
     let warnings = |work: &Work, ask: &Ask| Plan::new(work, ask).unwrap().warnings;
     let idle = Warning::IdleReplicas { dp: 3, images: 1 };

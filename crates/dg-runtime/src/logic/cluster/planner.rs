@@ -170,12 +170,18 @@ mod tests {
             work: Some(Arc::new(Work::one(known::flux_dev(), size))),
             ask: None,
         };
-        let choose = |ranks, gib: u64| {
-            planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30, flops: 0, streams: false })
+        let of = |ranks, gib: u64, streams| {
+            planner.choose(&spec, Supply { ranks, memory_bytes: gib << 30, flops: 0, streams })
         };
+        let choose = |ranks, gib| of(ranks, gib, false);
         let (eight, seven) = (choose(8, 80).unwrap(), choose(7, 80).unwrap());
         assert!(eight.layout.ranks() == 8 && seven.layout.ranks() < 8 && eight.run < seven.run);
         assert_eq!(choose(8, 1), None);
+        // a CPU reads what does not fit again, if nothing else helps
+        assert_eq!(choose(1, 8), None);
+        let streamed = of(1, 8, true).unwrap();
+        assert!(streamed.memory_bytes <= 8 << 30, "{streamed:?}");
+        assert_eq!(of(8, 80, true), Some(eight));
     }
 
     fn asked(layout: Layout, pipeline: Pipeline, true_cfg: bool) -> JobSpec {
