@@ -157,6 +157,7 @@ fn disk_free(path: &Path) -> Option<u64> {
 fn all(folder: &Path, sizes: Sizes) -> Result<Value, Failure> {
     let Sizes { heads, double, single, is_distilled, clip_vocab, t5, dtype, shard_bytes } = sizes;
     let [large, middle] = shard_bytes;
+    tokenizers(folder)?;
     let write = |component: &str, base: &str, names: &Names, shard_bytes: usize, config: &Value| {
         write(&folder.join(component), base, names, (dtype, shard_bytes), config)
     };
@@ -211,7 +212,6 @@ fn all(folder: &Path, sizes: Sizes) -> Result<Value, Failure> {
             "tie_word_embeddings": false,
         }),
     )?;
-    tokenizers(folder)?;
     scheduler_and_index(folder, is_distilled)?;
     Ok(json!({ "made": folder }))
 }

@@ -212,7 +212,7 @@ impl Pipeline {
     ) -> Result<Option<Tensor<3>>, RunError> {
         let first = &batch[0];
         assert!(batch.iter().all(|r| r.batches_with(first)), "a batch of unlike requests");
-        self.share_out_memory(batch);
+        self.share_out_memory(batch, job);
         let encoded = if job.is_denoised() { None } else { self.encode(batch, watch)? };
         let tokens = first.size.image_tokens();
         let schedule = Schedule::new(&self.config.schedule, first.steps(), first.sigmas.as_deref(), tokens);
@@ -226,20 +226,23 @@ impl Pipeline {
     }
 
     /// Says which weights stay in memory during a batch.
-    fn share_out_memory(&self, batch: &[GenerateRequest]) {
+    fn share_out_memory(&self, batch: &[GenerateRequest], job: &RankJob) {
         let free = self.options.weights_memory.as_ref().and_then(FreeMemory::ask);
-        if let Some(encoder) = &self.text {
-            encoder.keep(free.map(|free| if self.options.release_encoders { 0 } else { free }));
-        }
         let transformer = &self.config.shape.transformer;
         let tokens = batch[0].size.image_tokens() + batch[0].max_sequence_length.tokens();
         let rows = batch.len() * (1 + usize::from(batch[0].active_negative().is_some()));
-        let activations = transformer.activation_bytes(batch.len(), tokens).saturating_add(Ahead::bytes(
-            transformer,
-            rows,
-            batch[0].steps(),
-        ));
-        self.denoiser.keep(free.map(|free| (free - free / RESERVE).saturating_sub(activations)));
+        let activations = transformer
+            .activation_bytes(batch.len(), tokens)
+            .saturating_add(Ahead::bytes(transformer, rows, batch[0].steps()))
+            // counted in the format of the run, where the CPU has f32
+            .saturating_add(job.plan.memory(job.rank()).kv_buffers.saturating_mul(2));
+        let room = free.map(|free| (free - free / RESERVE).saturating_sub(activations));
+        if let Some(encoder) = &self.text {
+            let all = encoder.bytes().saturating_add(self.denoiser.bytes());
+            // encoders that do not fit beside the rest leave as they are used
+            encoder.keep(room.map(|room| if all <= room { room } else { 0 }));
+        }
+        self.denoiser.keep(room);
     }
 
     /// On the rank that has the encoders: encodes the prompts, and the negative prompts if true CFG is on.

@@ -93,6 +93,7 @@ impl ModelRepo {
             transformer: self.transformer.bytes_per_value(),
             encoders: encoders / (values(&self.clip) + values(&self.t5)),
             decoder: self.vae.bytes_per_value(),
+            is_bf16: self.transformer.is_bf16(),
         }
     }
 

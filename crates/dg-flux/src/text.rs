@@ -93,6 +93,11 @@ impl TextEncoder {
         self.t5.turns().keep(bytes);
     }
 
+    /// Bytes of T5's mapped weights.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.t5.turns().bytes()
+    }
+
     /// Gives back the memory of the mapped weights. They are mapped still, and read again for the next prompt.
     pub fn release(&self) {
         self.pages.iter().for_each(Pages::release);

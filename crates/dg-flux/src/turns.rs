@@ -92,6 +92,9 @@ impl Turns {
         let here: Vec<usize> =
             (leave..state.standing.len()).filter(|i| state.standing[*i] == Standing::Here).collect();
         here.into_iter().for_each(|i| self.drop_behind(&mut state, i));
+        // The system may have taken them meanwhile; looking again costs little.
+        let stay = state.standing.iter_mut().filter(|standing| **standing == Standing::Here);
+        stay.for_each(|standing| *standing = Standing::Away);
     }
 
     /// Layer `i` is about to be used: has the next one read, and waits for its own.

@@ -178,6 +178,11 @@ impl WeightFiles {
         bytes as f64 / values.max(1) as f64
     }
 
+    /// Whether all matrices are bfloat16.
+    pub fn is_bf16(&self) -> bool {
+        self.tensors.values().all(|e| e.shape.len() < 2 || e.dtype == Dtype::BF16)
+    }
+
     /// Bytes of the copies that a run with `precision` makes of these weights: bf16 of what is not
     /// bf16 in the file, and the widened form of the largest weight.
     pub fn converted_bytes(&self, precision: Precision) -> u64 {

@@ -62,7 +62,7 @@ impl Plan {
         let role = self.role(rank);
         let held = self.work.weights.unwrap_or_else(|| {
             let each = b as f64;
-            WeightBytes { transformer: each, encoders: each, decoder: each }
+            WeightBytes { transformer: each, encoders: each, decoder: each, is_bf16: true }
         });
         let weights = |of: fn(Part) -> bool, each: f64| {
             let parameters: u64 =

@@ -45,6 +45,8 @@ pub struct WeightBytes {
     pub encoders: f64,
     /// Of the VAE.
     pub decoder: f64,
+    /// Whether the transformer's are bfloat16: a run in bfloat16 makes copies of others.
+    pub is_bf16: bool,
 }
 
 impl Work {
@@ -67,6 +69,11 @@ impl Work {
     /// Forward passes that a step needs per picture.
     pub fn branches(&self) -> usize {
         1 + usize::from(self.true_cfg)
+    }
+
+    /// Whether the transformer's weights are used as they lie in their files.
+    pub(crate) fn is_in_place(&self) -> bool {
+        self.dtype == DType::Float32 || self.weights.is_none_or(|weights| weights.is_bf16)
     }
 
     /// Blocks of the transformer.

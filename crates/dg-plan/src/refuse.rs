@@ -255,7 +255,8 @@ pub(crate) fn patches(work: &Work, ask: &Ask, patches: usize) -> Refusal {
 pub(crate) fn check_memory(mut plan: Plan, ask: &Ask, have: u64) -> Result<Plan, Refusal> {
     let (rank, memory) = plan.largest_memory();
     let need = memory.least();
-    if need > have && ask.streams && memory.streamed_least() <= have {
+    let streams = ask.streams && plan.work.is_in_place();
+    if need > have && streams && memory.streamed_least() <= have {
         plan.warnings.push(Warning::StreamsWeights { rank });
         return Ok(plan);
     }

@@ -120,7 +120,8 @@ fn candidate(work: &Work, layout: Layout, machine: &Machine, bounds: &Bounds) ->
     let ask = Ask { pipeline: bounds.pipeline, ..Ask::layout(layout) };
     let plan = Plan::unbounded(work, &ask).ok()?;
     let largest = plan.largest_memory().1;
-    let memory = if bounds.streams { largest.streamed_least() } else { largest.least() };
+    let streams = bounds.streams && work.is_in_place();
+    let memory = if streams { largest.streamed_least() } else { largest.least() };
     Some(Candidate {
         layout,
         passes: plan.passes,

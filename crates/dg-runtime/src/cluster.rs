@@ -142,7 +142,7 @@ impl Cluster {
         let computing = PipelineOptions {
             free_memory: crate::memory::free(options.device, &device),
             // ranks that are threads use the same maps: none of them can tell what the others still need
-            weights_memory: (plan.ranks() == 1).then(|| crate::memory::share(options.device, 1)).flatten(),
+            weights_memory: (plan.ranks() == 1).then(|| crate::memory::share(options.device, 1, 0)).flatten(),
             device,
             dtype: options.dtype,
             time_dtype: options.time_dtype,

@@ -95,9 +95,13 @@ pub(crate) fn free(kind: DeviceKind, device: &Device) -> Option<FreeMemory> {
     }
 }
 
-/// What one of `ranks` ranks that share this host's memory may use of it; nothing for GPUs, whose weights are copied.
-pub(crate) fn share(kind: DeviceKind, ranks: u16) -> Option<FreeMemory> {
-    let share = move || machine::memory().map(|memory| memory.available / u64::from(ranks.max(1)));
+/// What a rank's weights may take of this host's memory, if so many sets of different weights share it, and the other
+/// ranks need `others` bytes for themselves; nothing for GPUs, whose weights are copied.
+pub(crate) fn share(kind: DeviceKind, sets: u32, others: u64) -> Option<FreeMemory> {
+    let share = move || {
+        let free = machine::memory()?.available.saturating_sub(others);
+        Some(free / u64::from(sets.max(1)))
+    };
     (kind == DeviceKind::Cpu).then(|| FreeMemory::new(share))
 }
 

@@ -208,7 +208,7 @@ impl Prepared {
             n => format!(" of {n} ranks"),
         };
         let message = format!(
-            "not enough memory: about {} needed ({} weights, read from the disk in each step, + {} activations{ranks}, \
+            "not enough memory: about {} needed ({} of weights at a time + {} activations{ranks}, \
              pictures decoded in bands), {} free{limit}",
             machine::bytes(need.streamed_least()),
             machine::bytes(need.window),

@@ -71,13 +71,13 @@ fn planned(
     let mut ask = asked::ask(settings)?;
     ask.num_gpus = Some(ranks);
     ask.memory_bytes = placed.memory(args.rank_device);
+    ask.streams = is_cpu;
     let mut search = None;
     if ranks > 1 && !asked::has_degrees(settings) {
         let (layout, found) = find(&work, &ask, &placed, &machine)?;
         ask.layout = layout;
         search = Some(found);
     }
-    ask.streams = is_cpu;
     let plan = Plan::new(&work, &ask)?;
     if let Some(found) = mixed(&placed.nodes, plan.layout.replica_ranks()) {
         let hint =
@@ -118,8 +118,11 @@ fn ranks(file: &ClusterFile, settings: &Settings) -> Result<(Vec<dg_config::Node
 /// The fastest layout that fits, keeps the picture unless a stale pipeline was asked for, and mixes no kinds of ranks.
 fn find(work: &Work, ask: &Ask, placed: &Placed, machine: &Machine) -> Result<(Layout, Search), Failure> {
     let ranks = ask.num_gpus.unwrap_or(1);
-    let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes, ..Bounds::default() };
+    let bounds = Bounds { pipeline: ask.pipeline, memory_bytes: ask.memory_bytes, streams: false };
     let mut found = dg_plan::search(work, ranks, machine, &bounds);
+    if ask.streams && found.candidates.iter().all(|c| !c.fits) {
+        found = dg_plan::search(work, ranks, machine, &Bounds { streams: true, ..bounds });
+    }
     let is_pure = |c: &Candidate| mixed(&placed.nodes, c.layout.replica_ranks()).is_none();
     let is_allowed = |c: &Candidate| c.fits && (c.is_exact || ask.pipeline == Pipeline::Stale) && is_pure(c);
     let Some(at) = found.candidates.iter().position(is_allowed) else {

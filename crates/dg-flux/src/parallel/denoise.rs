@@ -62,9 +62,14 @@ impl Denoiser {
     /// [`Turns::keep`](crate::turns::Turns::keep). Modulations are computed once, so theirs are the first to leave.
     pub(crate) fn keep(&self, bytes: Option<u64>) {
         let (blocks, modulation) = (self.transformer.turns(), self.modulator.turns());
-        let fits = |bytes: &u64| blocks.bytes().saturating_add(modulation.bytes()) <= *bytes;
-        modulation.keep(bytes.map(|bytes| if fits(&bytes) { bytes } else { 0 }));
+        let all = self.bytes();
+        modulation.keep(bytes.map(|bytes| if all <= bytes { bytes } else { 0 }));
         blocks.keep(bytes);
+    }
+
+    /// Bytes of the mapped weights of the blocks and of their modulation.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.transformer.turns().bytes().saturating_add(self.modulator.turns().bytes())
     }
 
     /// This rank's part in all steps of a batch: the final packed latents `[images, tokens, in_channels]` on the rank

@@ -174,8 +174,9 @@ pub fn mul<const D: usize>(x: Tensor<D>, y: Tensor<D>, p: Precision) -> Tensor<D
 
 /// See [`crate::gated_residual`].
 pub fn gated_residual(x: Tensor<3>, gate: Tensor<2>, y: Tensor<3>, p: Precision) -> Tensor<3> {
-    let (gate, y) = (cast(&gate, x.dtype()), cast(&y, x.dtype()));
-    round(x + round(gate.unsqueeze_dim::<3>(1) * y, p), p)
+    // in f32: a product and a sum of bfloat16 may become one operation, rounded once
+    let (gate, y) = (cast(&gate, DType::F32), cast(&y, DType::F32));
+    in_f32(x, |x| round(x + round(gate.unsqueeze_dim::<3>(1) * y, p), p))
 }
 
 /// See [`crate::layer_norm`].

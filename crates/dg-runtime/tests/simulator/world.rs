@@ -39,7 +39,12 @@ impl Planner for Simple {
         let memory_bytes = 500 + 8000 / u64::from(ranks.max(1));
         let fits = ranks as usize >= spec.ranks_min && ranks > 0 && memory_bytes <= supply.memory_bytes;
         let run = Duration::from_millis(u64::from(spec.steps) * 200) / ranks.max(1);
-        fits.then_some(Choice { layout: Layout { ulysses: ranks, ..Layout::SERIAL }, run, memory_bytes })
+        fits.then_some(Choice {
+            layout: Layout { ulysses: ranks, ..Layout::SERIAL },
+            run,
+            memory_bytes,
+            is_streamed: false,
+        })
     }
 }
 

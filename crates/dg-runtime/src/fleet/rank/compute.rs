@@ -146,7 +146,10 @@ impl Computer {
                 tracing::warn!(need = self.need, free, "the GPU has too little memory");
                 return Err(Trouble::Oom { need: self.need });
             }
-            let weights_memory = crate::memory::share(device.kind, self.setup.ranks);
+            // ranks of one stage use the same pages of the same files
+            let (here, stages) = (u32::from(self.setup.ranks).max(1), attempt.plan.layout.pp);
+            let others = u64::from(here - 1).saturating_mul(memory.kv_buffers + memory.activations_least);
+            let weights_memory = crate::memory::share(device.kind, here.min(stages), others);
             let share = weights_memory.as_ref().and_then(FreeMemory::ask);
             let options = PipelineOptions {
                 device: device.tensors.clone(),

@@ -38,6 +38,8 @@ pub struct Choice {
     pub run: Duration,
     /// Largest need of a rank, in bytes.
     pub memory_bytes: u64,
+    /// Whether weights that do not fit are read again in each step, which the predicted time leaves out.
+    pub is_streamed: bool,
 }
 
 /// Lays jobs out.
@@ -77,7 +79,7 @@ impl SearchPlanner {
             let mut found = search(work, ranks as u64, &machine, &bounds);
             let best = found.candidates.swap_remove(found.chosen?);
             let run = Duration::try_from_secs_f64(best.time.run_s).ok()?;
-            Some(Choice { layout: best.layout, run, memory_bytes: best.memory })
+            Some(Choice { layout: best.layout, run, memory_bytes: best.memory, is_streamed: streams })
         });
         found.min_by_key(|choice| (choice.run, choice.layout.ranks()))
     }
@@ -102,7 +104,7 @@ impl AskPlanner {
         let memory = plan.largest_memory().1;
         let is_streamed = plan.warnings.iter().any(|w| matches!(w, Warning::StreamsWeights { .. }));
         let memory_bytes = if is_streamed { memory.streamed_least() } else { memory.resident_least() };
-        let choice = Choice { layout: plan.layout, run, memory_bytes };
+        let choice = Choice { layout: plan.layout, run, memory_bytes, is_streamed };
         Some((choice, plan))
     }
 }
@@ -137,7 +139,7 @@ impl Planner for AskPlanner {
             let (choice, plan) = self.choice(spec, &ask, supply)?;
             keeps(&plan).then_some(choice)
         });
-        found.min_by_key(|choice| (choice.run, choice.layout.ranks()))
+        found.min_by_key(|choice| (choice.is_streamed, choice.run, choice.layout.ranks()))
     }
 }
 
@@ -180,7 +182,7 @@ mod tests {
         // a CPU reads what does not fit again, if nothing else helps
         assert_eq!(choose(1, 8), None);
         let streamed = of(1, 8, true).unwrap();
-        assert!(streamed.memory_bytes <= 8 << 30, "{streamed:?}");
+        assert!(streamed.is_streamed && streamed.memory_bytes <= 8 << 30, "{streamed:?}");
         assert_eq!(of(8, 80, true), Some(eight));
     }
 

@@ -135,7 +135,8 @@ impl<P: Planner> Head<P> {
         let tiers = self.registry.tiers(kind).iter();
         let found = tiers.filter_map(|tier| self.find_in(*tier, spec, limit, kind));
         let asked = spec.ask.as_ref().map(|ask| ask.layout);
-        found.min_by_key(|(choice, _)| (asked.is_some_and(|asked| asked != choice.layout), choice.run))
+        let is_other = |choice: &Choice| asked.is_some_and(|asked| asked != choice.layout);
+        found.min_by_key(|(choice, _)| (is_other(choice), choice.is_streamed, choice.run))
     }
 
     fn find_in(

@@ -15,7 +15,7 @@ impl Planner for All {
         let layout = Layout { ulysses: ranks as u32, ..Layout::SERIAL };
         let run = Duration::from_secs(60) / ranks.max(1) as u32 / supply.flops.max(1) as u32;
         let fits = ranks >= spec.ranks_min && memory_bytes <= supply.memory_bytes;
-        fits.then_some(Choice { layout, run, memory_bytes })
+        fits.then_some(Choice { layout, run, memory_bytes, is_streamed: false })
     }
 }
 
