@@ -8,7 +8,7 @@ use dg_net::identity::{Admitted, Fingerprint, Identity, Name, Role};
 use quinn::ClientConfig;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, date_time_ymd};
 
-use crate::support::{Forge, Rig, Shown, attempt, loopback, name, raw, warnings};
+use crate::support::{Forge, Rig, Shown, attempt, forget, loopback, name, raw, warnings};
 
 /// The connection is refused: `seen` by the one who dials, `logged` by the listener in exactly one line.
 async fn refused(rig: &Rig, case: &str, client: ClientConfig, seen: &str, logged: &str) {
@@ -136,6 +136,7 @@ async fn distrusted(case: &str, forge: &Forge, served: Shown, admitted: Admitted
     let server =
         quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(config)), loopback()).unwrap();
     let address = server.local_addr().unwrap();
+    forget(address);
     let serving = tokio::spawn(async move {
         let Ok(connection) = server.accept().await.unwrap().await else { return };
         assert!(connection.accept_bi().await.is_err(), "the dialler said something");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dg_net::endpoint::{Endpoint, EndpointError, Options};
 use dg_net::identity::{Admitted, Name, Role};
 
-use crate::support::{Rig, WITHIN, ask, attempt, loopback, name, raw, warnings};
+use crate::support::{Rig, WITHIN, ask, attempt, forget, loopback, name, raw, warnings};
 
 #[tokio::test]
 async fn both_ends_know_each_other() {
@@ -46,6 +46,7 @@ async fn a_peer_is_the_name_in_its_certificate() {
         Endpoint::listener(loopback(), &identity, Admitted::everyone(), None, Options::default()).unwrap();
     let node = forge.identity("node-1", Role::Node);
     let dialer = Endpoint::dialer(loopback(), &node, Admitted::everyone(), Options::default()).unwrap();
+    forget(dialer.local_addr().unwrap());
     let there = dialer.connect(head.local_addr().unwrap(), &Name::head()).await.unwrap();
     let here = listener.accept().await.unwrap();
     let error = here.claims("node-2\n").unwrap_err();
@@ -60,6 +61,7 @@ async fn a_peer_is_the_name_in_its_certificate() {
 async fn revocation_ends_what_is_open() {
     let rig = Rig::with(Admitted::only([]), Options::default());
     let dialer = rig.dialer("node-1", Role::Node);
+    forget(dialer.local_addr().unwrap());
     let peer = dialer.connect(rig.address, &Name::head()).await.unwrap();
     ask(peer.connection()).await.unwrap();
     let [fingerprint] = rig.admitted.of(&name("node-1"))[..] else { panic!("one was issued") };
@@ -97,6 +99,7 @@ async fn nobody_there_is_told_soon() {
     // A socket that never answers.
     let silent = std::net::UdpSocket::bind(loopback()).unwrap();
     let address = silent.local_addr().unwrap();
+    forget(address);
     let start = Instant::now();
     let error = dialer.connect(address, &Name::head()).await.unwrap_err();
     assert!(matches!(error, EndpointError::Unreachable { .. }), "{error}");
