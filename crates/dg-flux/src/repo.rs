@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::weights::WeightFiles;
 use crate::{ModelError, ModelSource};
 use dg_core::{DType, GenerationDefaults, ModelId, ModelShape};
-use dg_plan::{Block, WeightBytes};
+use dg_plan::WeightBytes;
 
 /// A FLUX model in diffusers layout.
 pub struct ModelRepo {
@@ -103,13 +103,12 @@ impl ModelRepo {
     }
 
     /// Bytes of weights that have to be there when those of the transformer and the encoders are read ahead and dropped
-    /// behind: its two largest blocks, and the VAE.
+    /// behind: the largest two layers that follow each other, and the VAE.
     pub fn window_bytes(&self) -> u64 {
         let t = &self.shape().transformer;
-        let block = |i: usize| Block::nth(t, i).parts()[1].parameters(self.shape());
-        let largest = [0, t.double_blocks].map(block).into_iter().max().unwrap_or(0);
-        let window = 2.0 * largest as f64 * self.transformer.bytes_per_value();
-        self.vae.mapped_bytes().saturating_add(window as u64)
+        let blocks = 0..t.double_blocks + t.single_blocks;
+        let layers = dg_plan::window_bytes(self.shape(), blocks, &self.held(), true);
+        self.vae.mapped_bytes().saturating_add(layers)
     }
 
     /// Bytes of the copies of weights that a run in `dtype` makes, beside the mapped files.

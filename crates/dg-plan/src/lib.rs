@@ -45,7 +45,7 @@ pub mod traffic;
 pub use layout::{Coords, Dim, Layout};
 pub use links::{LinkKind, Links, LinksError};
 pub use machine::{Device, Engine, Machine};
-pub use memory::RankMemory;
+pub use memory::{RankMemory, window_bytes};
 pub use parts::{Block, Part};
 pub use patches::PatchTable;
 pub use plan::{Ask, Passes, Pipeline, Plan, Warning, WeightBytes, Work};

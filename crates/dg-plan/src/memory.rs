@@ -1,7 +1,8 @@
 //! Bytes that a rank holds.
 
-use crate::parts::{Block, Part};
+use crate::parts::{self, Block, Part};
 use crate::plan::{Passes, Plan, WeightBytes};
+use dg_core::shape::ModelShape;
 use serde::Serialize;
 
 /// Need of one rank in bytes. What a runtime takes for itself (a CUDA context, an allocator's reserve) is not in it.
@@ -9,8 +10,7 @@ use serde::Serialize;
 pub struct RankMemory {
     /// Weights of its part of the transformer.
     pub transformer: u64,
-    /// The two largest of its blocks: what has to be there of the transformer's weights if they lie in mapped files and
-    /// are read again in each step.
+    /// What [`window_bytes`] says of its blocks, and of the encoders if it has them.
     pub window: u64,
     /// Weights of the text encoders, if it has them.
     pub encoders: u64,
@@ -82,11 +82,9 @@ impl Plan {
             activations = activations.max(scaled(shape.vae.decode_bytes(pixels)));
             activations_least = activations_least.max(scaled(shape.vae.banded_decode_bytes(pixels)));
         }
-        let block = |i: usize| Block::nth(&shape.transformer, i).parts()[1].parameters(shape);
         let stage = self.stages.ranges()[self.layout.coords(rank).pp as usize].clone();
-        let largest = stage.map(block).max().unwrap_or(0);
         RankMemory {
-            window: (2.0 * largest as f64 * held.transformer) as u64,
+            window: window_bytes(shape, stage, &held, rank == self.encoder_rank(rank)),
             transformer: weights(Part::is_transformer, held.transformer),
             encoders: weights(|part| matches!(part, Part::Clip | Part::T5), held.encoders),
             decoder: weights(|part| part == Part::VaeDecoder, held.decoder),
@@ -138,6 +136,21 @@ impl Plan {
         let values = 2 * self.segments.tokens() * channels * blocks * self.branches();
         values as u64 * self.batch_images() as u64 * self.work.dtype.bytes()
     }
+}
+
+/// Bytes that have to be there of weights in mapped files if those of the transformer's `blocks`, and of the text
+/// encoders if `encodes`, are read ahead and dropped behind: the largest two layers that follow each other.
+pub fn window_bytes(
+    shape: &ModelShape,
+    blocks: std::ops::Range<usize>,
+    weights: &WeightBytes,
+    encodes: bool,
+) -> u64 {
+    let block = |i: usize| Block::nth(&shape.transformer, i).parts()[1].parameters(shape);
+    let two = |parameters: u64, each: f64| (2.0 * parameters as f64 * each) as u64;
+    let denoising = two(blocks.map(block).max().unwrap_or(0), weights.transformer);
+    let encoding = if encodes { two(parts::t5_layer(&shape.t5), weights.encoders) } else { 0 };
+    denoising.max(encoding)
 }
 
 /// Widths per token that stay with its owner: stream, modulated copy, q, k, v, attention output, 4·D of the MLP and

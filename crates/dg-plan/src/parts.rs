@@ -109,9 +109,14 @@ fn clip(s: &ClipShape) -> u64 {
 }
 
 fn t5(s: &T5Shape) -> u64 {
+    let d = s.width as u64;
+    s.vocab as u64 * d + (s.buckets * s.heads) as u64 + s.layers as u64 * t5_layer(s) + d
+}
+
+/// Weights of a layer of T5.
+pub(crate) fn t5_layer(s: &T5Shape) -> u64 {
     let (d, inner, mlp) = (s.width as u64, (s.heads * s.head_dim) as u64, s.mlp as u64);
-    let layer = 4 * d * inner + 3 * d * mlp + 2 * d;
-    s.vocab as u64 * d + (s.buckets * s.heads) as u64 + s.layers as u64 * layer + d
+    4 * d * inner + 3 * d * mlp + 2 * d
 }
 
 fn decoder(s: &VaeShape) -> u64 {

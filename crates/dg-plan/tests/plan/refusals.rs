@@ -2,7 +2,7 @@
 
 use crate::support::{dev, layout};
 use dg_core::{ExitCode, ImageSize};
-use dg_plan::{Ask, Cause, Change, Layout, Pipeline, Plan, Refusal, Warning, Work};
+use dg_plan::{Ask, Cause, Change, Layout, Pipeline, Plan, Refusal, Warning, WeightBytes, Work};
 
 fn refused(work: &Work, ask: &Ask) -> Refusal {
     let refusal = Plan::new(work, ask).unwrap_err();
@@ -119,6 +119,14 @@ fn weights_in_mapped_files_need_not_fit() {
     let need = plan(8, true).unwrap().memory(0);
     assert_eq!(need.window, 4 * 226_548_224);
     assert!(need.streamed_least() < 2 << 30, "{need:?}");
+    // two layers of a T5 in f32 are more, on the rank that encodes
+    let weights = WeightBytes { transformer: 2.0, encoders: 4.0, decoder: 2.0, is_bf16: true };
+    let wide = Work { weights: Some(weights), ..work };
+    let ask = Ask { streams: true, ..Ask::layout(Layout { pp: 2, ..Layout::SERIAL }) };
+    let plan = Plan::new(&wide, &ask).unwrap();
+    let encoder = plan.encoder_rank(0);
+    assert_eq!(plan.memory(encoder).window, 8 * (4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096));
+    assert!(plan.memory(1 - encoder).window <= 4 * 226_548_224);
 }
 
 #[test]
