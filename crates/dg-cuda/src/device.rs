@@ -10,26 +10,32 @@ pub fn first() -> Result<Device, String> {
     if let Some(obstacle) = dg_nccl::facts::look().obstacle() {
         return Err(obstacle);
     }
+    #[cfg(feature = "kernel-cache")]
+    keep_kernels();
     if Device::enumerate(DeviceType::Cuda).into_vec().is_empty() {
         return Err("burn sees no CUDA device; hint: CUDA_VISIBLE_DEVICES hides devices".into());
     }
-    #[cfg(feature = "kernel-cache")]
-    keep_kernels();
     Ok(Device::cuda(0))
 }
 
 /// Keeps compiled kernels and the results of tuning in the user's cache folder, in a file for each set of visible
 /// devices: processes of one host that have other GPUs do not wait for each other's file. Where there is no such folder
-/// they are kept in memory.
+/// they are kept in memory. cubecl reads its settings once, so this comes before all else that is asked of it.
 #[cfg(feature = "kernel-cache")]
 fn keep_kernels() {
+    use cubecl::config::cache::CacheConfig;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
     use std::path::PathBuf;
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
     let Some(cache) = cache else { return };
-    cubecl_environment::environment::set_root(cache.join("diffgentor/kernels"));
     let devices = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_else(|_| "all".into());
-    cubecl_environment::environment::activate(format!("gpus-{devices}"));
+    let mut settings = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    settings.compilation.cache = true;
+    settings.environment.path = CacheConfig::Directory(cache.join("diffgentor/kernels"));
+    settings.environment.name = format!("gpus-{devices}");
+    // A second call finds those of the first.
+    let _ = CubeClRuntimeConfig::try_set(settings);
 }
 
 /// Waits for the device, and gives the memory back that no tensor uses and that was kept for later ones.

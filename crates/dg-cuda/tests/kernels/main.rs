@@ -4,6 +4,9 @@
 use burn::tensor::{DType, Device, Tensor, TensorData, bf16};
 use dg_cuda::kernels;
 
+#[cfg(feature = "kernel-cache")]
+mod kept;
+
 /// The device, or a loud word that there is none.
 fn device() -> Option<Device> {
     match dg_cuda::device::first() {
