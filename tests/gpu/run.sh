@@ -63,18 +63,19 @@ ours() {
   part "$name" "$most" "$bin" --json gpu --device "$device" "$@"
 }
 
-ours 1-doctor 30 doctor
-ours 2-kernels 120 kernels
+# Ten minutes together, so that a part that takes all of its time leaves the others theirs.
+ours 1-doctor 20 doctor
+ours 2-kernels 100 kernels
 # two tiny models meet many shapes once: tuning each of them would take all the time
-CUBECL_AUTOTUNE_LEVEL=minimal ours 2-golden 120 golden --data "$data"
-ours 3-conformance 90 conformance
-ours 4-denoise 150 denoise
+CUBECL_AUTOTUNE_LEVEL=minimal ours 2-golden 100 golden --data "$data"
+ours 3-conformance 60 conformance
+ours 4-denoise 130 denoise
 if "$python" -c 'import torch' 2>/dev/null; then
-  part 4-peer 150 "$python" "$here/peer.py" --device "$device"
+  part 4-peer 100 "$python" "$here/peer.py" --device "$device"
 else
   echo "4-peer: left out, $python has no torch"
 fi
-ours 5-ranks 150 ranks
+ours 5-ranks 90 ranks
 
 "$bin" --json gpu summary "$out" >"$out/results.json"
 "$bin" gpu summary "$out" | tee "$out/summary.txt"

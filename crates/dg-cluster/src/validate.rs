@@ -93,7 +93,7 @@ fn rules(file: &ClusterFile) -> String {
     format!(
         "head       listens on {}, state in {state}, hosts joined by {}\n\
          silence    sign of life each {}, connection lost after {}, lease {}\n\
-         failure    a rank hangs after {} median steps and {}; {} deaths in {} are too many; {} starts without a new \
+         failure    a rank hangs after {} median steps and {}, or {} at the ends; {} deaths in {} are too many; {} starts without a new \
          step fail a job; checkpoint each {} steps; abort {}, orphans {}\n\
          security   tensors between hosts {}, join tokens live {}\n",
         c.listen,
@@ -103,6 +103,7 @@ fn rules(file: &ClusterFile) -> String {
         t(c.lease_ttl),
         f.hang_factor,
         t(f.hang_min),
+        t(f.hang_first),
         f.rank_deaths,
         t(f.rank_deaths_within),
         f.epochs_without_progress,

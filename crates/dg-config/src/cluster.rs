@@ -56,6 +56,8 @@ pub struct Failure {
     pub hang_factor: f64,
     /// The least time before a rank is said to hang.
     pub hang_min: Duration,
+    /// The same before the first step and after the last.
+    pub hang_first: Duration,
     /// Time to answer an abort.
     pub abort_grace: Duration,
     /// Deaths of a rank within [`rank_deaths_within`](Self::rank_deaths_within) that are too many.
@@ -196,6 +198,7 @@ fn build_failure(s: &Section<'_, '_>, cluster: &Cluster) -> Result<Failure, File
         epochs_without_progress: s.integer("epochs_without_progress").expect(DEFAULT),
         hang_factor: s.number("hang_factor").expect(DEFAULT),
         hang_min: s.duration("hang_min").expect(DEFAULT),
+        hang_first: s.duration("hang_first").expect(DEFAULT),
         abort_grace: s.duration("abort_grace").expect(DEFAULT),
         rank_deaths: s.integer("rank_deaths").expect(DEFAULT),
         rank_deaths_within: s.duration("rank_deaths_within").expect(DEFAULT),

@@ -103,9 +103,11 @@ pub const FIELDS: &[Field] = &[
         .otherwise("none"),
     field("failure", "epochs_without_progress", Integer(1, 100), "So many starts of a job in a row without a new step make it fail.")
         .default("3"),
-    field("failure", "hang_factor", Number(1.0, 1000.0), "A rank hangs if a step takes this many times the median step.")
+    field("failure", "hang_factor", Number(1.0, 1000.0), "A rank hangs if for this many times the median step no layer is done.")
         .default("3"),
     field("failure", "hang_min", Duration(100, HOUR), "But not before this time is over.").default("10s"),
+    field("failure", "hang_first", Duration(100, HOUR), "Before the first step and after the last, where a GPU's kernels may be compiled, it hangs if no layer is done for this time.")
+        .default("2min"),
     field("failure", "abort_grace", Duration(10, MINUTE), "Ranks that are told to abort have so long to answer; those that do not are killed.")
         .default("300ms"),
     field("failure", "rank_deaths", Integer(1, 1000), "A rank that dies so many times within rank_deaths_within is not started again: its device is taken for broken.")

@@ -106,6 +106,14 @@ pub fn device(kind: DeviceKind) -> Result<Device, String> {
     }
 }
 
+/// Looks at `DG_KERNELS` ([`dg_kernels::path`]).
+///
+/// # Errors
+/// Its value, if it names no kernels, with a hint.
+pub fn check_kernels() -> Result<(), String> {
+    dg_kernels::check_environment()
+}
+
 /// Lets float32 matrices be multiplied as TF32 on GPUs, in this process, from now on. Off at first.
 pub fn allow_tf32(yes: bool) {
     dg_kernels::allow_tf32(yes);

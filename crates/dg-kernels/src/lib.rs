@@ -70,6 +70,7 @@ pub use elementwise::{add, gated_residual, gelu_new, gelu_tanh, mul, quick_gelu,
 pub use group_norm::{GroupMoments, GroupSums, group_norm, group_norm_by, group_sums};
 pub use linear::{Activation, SharedLayer, linear, linear_add, linear_gated, linear_shared, linear_then};
 pub use norm::{layer_norm, layer_norm_modulate, rms_norm, rms_norm_rope, t5_norm};
+pub use plug::check_environment;
 pub use precision::{Precision, held, wide};
 pub use tokens::{cat_channels, cat_rows, cat_tokens, embedding, from_vec, to_vec};
 

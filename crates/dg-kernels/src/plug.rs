@@ -9,14 +9,39 @@ use std::sync::OnceLock;
 /// The kernels' instruction set, unless it is missing or switched off.
 pub(crate) fn cpu() -> Option<Cpu> {
     static FOUND: OnceLock<Option<Cpu>> = OnceLock::new();
-    *FOUND.get_or_init(|| match std::env::var_os("DG_KERNELS") {
-        Some(value) if value == "portable" => None,
-        Some(value) if value == "avx2" => Cpu::detect(Most::Avx2),
-        Some(value) if value == "avx512" => Cpu::detect(Most::Avx512),
-        Some(value) if value == "avx512bf16" => Cpu::detect(Most::Avx512Bf16),
-        _ => Cpu::detect(Most::Best),
+    *FOUND.get_or_init(|| match asked() {
+        Ok(None) => None,
+        Ok(Some(most)) => Cpu::detect(most),
+        Err(_) => Cpu::detect(Most::Best),
     })
 }
+
+/// How far `DG_KERNELS` lets kernels go; none for the portable path.
+fn asked() -> Result<Option<Most>, String> {
+    let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else {
+        return Ok(Some(Most::Best));
+    };
+    match value.to_str() {
+        Some("portable") => Ok(None),
+        Some("avx2") => Ok(Some(Most::Avx2)),
+        Some("avx512") => Ok(Some(Most::Avx512)),
+        Some("avx512bf16") => Ok(Some(Most::Avx512Bf16)),
+        _ => Err(format!(
+            "{VARIABLE}={} names no kernels; hint: portable, avx2, avx512, avx512bf16, or leave it out",
+            value.to_string_lossy()
+        )),
+    }
+}
+
+/// Looks at `DG_KERNELS` before anything is computed.
+///
+/// # Errors
+/// Its value, if it names no kernels, with a hint. Kernels take the best path then.
+pub fn check_environment() -> Result<(), String> {
+    asked().map(|_| ())
+}
+
+const VARIABLE: &str = "DG_KERNELS";
 
 /// The kernels, if they can run on `t`: f32 on the Flex device and not empty.
 pub(crate) fn native<const D: usize>(t: &Tensor<D>) -> Option<Cpu> {

@@ -78,7 +78,11 @@ impl Edge {
     /// Gives what has arrived since it was last asked, in order, and whether [`launch`](Self::launch) has something to do.
     pub(crate) fn poll(&mut self) -> Result<(Vec<Transfer>, bool)> {
         let Some(raw) = &self.raw else { return Ok((Vec::new(), false)) };
-        let is_idle = raw.is_idle()?;
+        let is_idle = match raw.is_idle() {
+            // The other end may have finished and given it up. If it is used again, the error stands.
+            Err(_) if self.is_still() => return Ok((Vec::new(), false)),
+            known => known?,
+        };
         if is_idle && !self.launching.is_empty() {
             let mark = self.stream.mark()?;
             self.flying.push_back((mark, std::mem::take(&mut self.launching)));

@@ -8,6 +8,7 @@ use crate::memory::{Arena, Memory};
 use crate::ticket::{RECORD, Record};
 use dg_comm::{Block, BlockShape, CommError, Communicator, Deadline, Gone, Pending};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -208,9 +209,15 @@ impl Engine {
 
     /// Works until it is told to leave or the job ends.
     pub(crate) fn run(mut self) {
+        if let Err(error) = self.context.bind() {
+            self.inner.abort(&error.to_string());
+        }
         let mut quiet = 0;
         loop {
-            match self.round() {
+            // Making room is others' code: whoever waits for this thread has to hear of its end in any case.
+            let round = catch_unwind(AssertUnwindSafe(|| self.round()));
+            let round = round.unwrap_or_else(|panic| Err(GpuError::Panicked(words_of(&*panic))));
+            match round {
                 Ok(true) => quiet = 0,
                 Ok(false) => quiet += 1,
                 Err(error) => {
@@ -407,19 +414,27 @@ fn deliver(state: &mut State, from: usize, done: Vec<Transfer>) {
     }
 }
 
-/// Ends communicators in order, if their other ends do so too within a moment; otherwise they are given up.
-fn close(raws: Vec<Raw>) {
+/// Ends communicators in order, if their other ends do so too within a moment; otherwise they are given up. All are told
+/// before one is waited for: two ranks that each waited for another one first would wait for each other.
+fn close(mut raws: Vec<Raw>) {
     let end = Instant::now() + CLOSE_MAX;
-    for raw in raws {
-        let mut is_done = raw.finalize().is_ok();
-        while is_done && !raw.is_idle().unwrap_or(true) {
-            is_done = Instant::now() < end;
-            std::thread::sleep(Duration::from_micros(50));
+    raws.retain(|raw| raw.finalize().is_ok());
+    while !raws.is_empty() && Instant::now() < end {
+        for i in (0..raws.len()).rev() {
+            match raws[i].is_idle() {
+                Ok(true) => raws.swap_remove(i).destroy(),
+                Ok(false) => (),
+                Err(_) => drop(raws.swap_remove(i)),
+            }
         }
-        if is_done {
-            raw.destroy();
-        }
+        std::thread::sleep(Duration::from_micros(50));
     }
+}
+
+/// What a panic says.
+fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
 /// A dead rank that finished is dead all the same; one that finished properly only has nothing more to say.

@@ -10,9 +10,7 @@ pub type Result<T> = std::result::Result<T, GpuError>;
 #[non_exhaustive]
 pub enum GpuError {
     /// The NVIDIA driver's library is not there.
-    #[error(
-        "no NVIDIA driver here: {tried} cannot be loaded ({reason}); hint: install the driver, or use --device cpu"
-    )]
+    #[error("no NVIDIA driver here: {tried} cannot be loaded ({reason}); hint: install the driver")]
     NoDriver {
         /// Names that were tried.
         tried: String,
@@ -87,6 +85,9 @@ pub enum GpuError {
         /// Its number.
         code: i32,
     },
+    /// The code that makes room for messages has a fault.
+    #[error("making room for a message panicked: {0}")]
+    Panicked(String),
     /// NCCL refuses.
     #[error("{call}: {what} (NCCL error {code}); hint: NCCL_DEBUG=INFO tells more")]
     Nccl {

@@ -1,5 +1,6 @@
 //! Why a cluster does not start, and why a job ends without pictures.
 
+use crate::fleet::is_out_of_memory;
 use dg_core::ExitCode;
 use dg_flux::{ModelError, RunError};
 use dg_plan::Refusal;
@@ -43,6 +44,9 @@ fn what(text: &str) -> &str {
     text.split_once(HINT).map_or(text, |(what, _)| what)
 }
 
+/// burn panics where a device's memory ends.
+const LESS_MEMORY: &str =
+    "the device's memory is not enough: use a smaller --batch_size or picture, or --dtype bfloat16";
 const HINT: &str = "; hint: ";
 
 impl StartError {
@@ -52,6 +56,7 @@ impl StartError {
             Self::Model(e) => e.exit(),
             Self::Layout(e) => e.exit(),
             Self::Device(_) | Self::Ranks { .. } | Self::Threads { .. } => ExitCode::Infeasible,
+            Self::Panicked(text) if is_out_of_memory(text) => ExitCode::Infeasible,
             Self::Panicked(_) => ExitCode::Failed,
         }
     }
@@ -64,6 +69,7 @@ impl StartError {
             Self::Device(text) => text.split_once(HINT).map(|(_, hint)| hint.into()),
             Self::Ranks { .. } => Some("ask for smaller degrees".into()),
             Self::Threads { .. } => Some("ask for fewer with `--threads`".into()),
+            Self::Panicked(text) if is_out_of_memory(text) => Some(LESS_MEMORY.into()),
             Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),
         }
     }
@@ -112,6 +118,7 @@ impl JobError {
         match self {
             Self::Cancelled => ExitCode::Interrupted,
             Self::Run { exit, .. } => *exit,
+            Self::Panicked(text) if is_out_of_memory(text) => ExitCode::Infeasible,
             _ => ExitCode::Failed,
         }
     }
@@ -119,6 +126,7 @@ impl JobError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Panicked(text) if is_out_of_memory(text) => Some(LESS_MEMORY.into()),
             Self::Panicked(_) => Some("this is a bug: report it with the command and the model".into()),
             Self::Run { hint, .. } => hint.clone(),
             Self::Unlike(_) => Some("submit unlike requests as separate batches".into()),
@@ -150,6 +158,23 @@ impl From<RunError> for JobError {
         match e {
             RunError::Cancelled(_) => Self::Cancelled,
             other => Self::Run { hint: other.hint(), exit: other.exit(), reason: other.to_string() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_is_no_bug() {
+        let short = "rank 1: IO error\nCaused by:\n  out of device memory allocating 26214400 bytes";
+        for (text, exit, hint) in
+            [(short, ExitCode::Infeasible, "smaller"), ("index 3", ExitCode::Failed, "a bug")]
+        {
+            let (start, job) = (StartError::Panicked(text.into()), JobError::Panicked(text.into()));
+            assert_eq!((start.exit(), job.exit()), (exit, exit));
+            assert!(start.hint().unwrap().contains(hint) && job.hint().unwrap().contains(hint), "{text}");
         }
     }
 }

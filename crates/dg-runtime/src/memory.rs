@@ -74,6 +74,12 @@ pub fn memory_need(
     }
 }
 
+/// Bytes that are free on the GPU that this process sees first; none if the driver does not tell.
+pub fn free_on_gpu() -> Option<u64> {
+    let context = dg_nccl::Driver::load().and_then(|driver| driver.context(0)).ok()?;
+    context.memory().ok().map(|(free, _)| free)
+}
+
 /// Who knows what is free on a device of that kind; nobody, if the driver does not tell.
 pub(crate) fn free(kind: DeviceKind, device: &Device) -> Option<FreeMemory> {
     match kind {

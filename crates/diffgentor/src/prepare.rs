@@ -182,12 +182,11 @@ impl Prepared {
 
     /// Refuses a run for which the memory is too small.
     pub(crate) fn check_memory(&self) -> Result<(), Failure> {
+        if self.is_on_gpu() {
+            return self.check_gpu(dg_runtime::memory::free_on_gpu());
+        }
         let (need, Some(have)) = (self.need, machine::memory()) else { return Ok(()) };
         if need.least() <= have.available {
-            return Ok(());
-        }
-        if self.is_on_gpu() && need.streamed_least() <= have.available {
-            // weights are read once, on their way to the GPU
             return Ok(());
         }
         if need.streamed_least() <= have.available {
@@ -224,6 +223,27 @@ impl Prepared {
             Some(remedies) => format!("{usual}; {remedies}"),
             None => usual.into(),
         }))
+    }
+
+    /// A GPU holds all weights; the host only hands them on.
+    fn check_gpu(&self, free: Option<u64>) -> Result<(), Failure> {
+        let need = self.need.weights.saturating_add(self.need.activations_least);
+        let Some(free) = free.filter(|free| *free < need) else { return Ok(()) };
+        let message = format!(
+            "not enough memory on the GPU: about {} needed ({} of weights + {} activations, pictures decoded in bands), \
+             {} free",
+            machine::bytes(need),
+            machine::bytes(self.need.weights),
+            machine::bytes(self.need.activations_least),
+            machine::bytes(free),
+        );
+        if self.settings.switch(Key::Force) {
+            log::warn_once(message);
+            return Ok(());
+        }
+        Err(Failure::infeasible(message).hint(
+            "use a smaller --batch_size or picture, several GPUs (docs/gpu.md), --device cpu, or try anyway with --force",
+        ))
     }
 
     fn estimate(&self, repo: &ModelRepo) -> MemoryNeed {

@@ -72,8 +72,12 @@ fn log_filter(env: &[(String, String)]) -> Result<Option<EnvFilter>, Failure> {
     }
 }
 
-/// Refuses a device that is not there, and ranks that the serial backend does not have.
+/// Refuses kernels and a device that are not there, and ranks that the serial backend does not have.
 pub(crate) fn check_machine(settings: &Settings) -> Result<(), Failure> {
+    if let Err(text) = dg_flux::check_kernels() {
+        let (what, hint) = text.split_once("; hint: ").unwrap_or((&text, "leave it out"));
+        return Err(Failure::config(what).hint(hint));
+    }
     let asked = |key: Key| settings.origin(key).map(|o| format!(" ({o})")).unwrap_or_default();
     if settings.text(Key::Device) == Some("cuda")
         && let Some(obstacle) = no_gpu()

@@ -49,6 +49,6 @@ pub extern "C" fn stub_memory(bytes: i64) {
 /// Communicators, allocated bytes, wrong calls, groups and calls so far.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn stub_counts(counts: *mut i64) {
-    let all = [&nccl::COMMS, &driver::ALLOCATED, &nccl::WRONG, &nccl::GROUPS, &nccl::CALLS];
+    let all = [&nccl::COMMS, &driver::ALLOCATED, &nccl::WRONG, &nccl::GROUPS, &nccl::CALLS, &nccl::ENDED];
     all.iter().enumerate().for_each(|(i, count)| *counts.add(i) = count.load(SeqCst));
 }

@@ -23,6 +23,8 @@ pub(crate) static KEEP: AtomicBool = AtomicBool::new(false);
 pub(crate) static COMMS: AtomicI64 = AtomicI64::new(0);
 /// Calls of a communicator after its abort, and other things that must not happen.
 pub(crate) static WRONG: AtomicI64 = AtomicI64::new(0);
+/// Communicators that ended in order: both ends finalized.
+pub(crate) static ENDED: AtomicI64 = AtomicI64::new(0);
 pub(crate) static GROUPS: AtomicI64 = AtomicI64::new(0);
 pub(crate) static CALLS: AtomicI64 = AtomicI64::new(0);
 
@@ -40,6 +42,8 @@ struct Meeting {
 #[derive(Default)]
 struct Met {
     present: [bool; 2],
+    /// Ends that finalize; one that does so alone waits for the other.
+    leaving: [bool; 2],
     /// What each rank has to send, in order.
     offers: [VecDeque<Offer>; 2],
 }
@@ -169,12 +173,25 @@ pub unsafe extern "C" fn ncclCommAbort(comm: *mut c_void) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclCommFinalize(comm: *mut c_void) -> c_int {
-    drop(comm_of(comm));
+    let comm = comm_of(comm);
+    comm.behind.fetch_add(1, SeqCst);
+    std::thread::spawn(move || {
+        let mut met = comm.meeting.state.lock().unwrap();
+        met.leaving[comm.rank] = true;
+        comm.meeting.changed.notify_all();
+        while met.leaving != [true; 2] && !comm.aborted.load(SeqCst) {
+            met = comm.meeting.changed.wait_timeout(met, Duration::from_millis(1)).unwrap().0;
+        }
+        comm.behind.fetch_sub(1, SeqCst);
+    });
     IN_PROGRESS
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclCommDestroy(comm: *mut c_void) -> c_int {
+    if comm_of(comm).behind.load(SeqCst) == 0 {
+        ENDED.fetch_add(1, SeqCst);
+    }
     ncclCommAbort(comm)
 }
 

@@ -1,8 +1,11 @@
 //! What breaks below, and how soon everybody knows.
 
 use crate::stub::Stub;
-use dg_comm::{Block, BlockShape, Call, Class, CommError, Communicator, Tag};
-use dg_nccl::{Nccl, Options};
+use dg_comm::{Block, BlockShape, Call, Class, CommError, Communicator, InProcess, Tag};
+use dg_nccl::error::Result;
+use dg_nccl::memory::Owner;
+use dg_nccl::{Arena, Nccl, Options};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn call(patience: u64) -> Call {
@@ -145,6 +148,58 @@ fn a_rank_that_is_dropped_is_lost_for_those_who_wait_for_its_data() {
         assert!(matches!(&error, CommError::PeerGone { rank, .. } if rank.rank == 2), "{error:?}");
     }
     assert_eq!((stub.counts().communicators, stub.counts().allocated), (0, 0));
+}
+
+/// An end that finalizes waits for the other one: ranks that did so one communicator after the other would wait crosswise.
+#[test]
+fn communicators_of_a_job_that_is_done_end_in_order() {
+    let stub = Stub::new();
+    let begin = Instant::now();
+    each(stub.ranks(3, Options::default()), |comm| {
+        let others = (0..3).filter(|rank| *rank != comm.rank());
+        let sent = others.clone().map(|rank| (rank, block(4))).collect();
+        let wanted: Vec<_> = others.map(|rank| (rank, BlockShape::f32(4))).collect();
+        comm.exchange(&call(10_000), sent, &wanted).unwrap();
+        comm.finish().unwrap();
+    });
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let counts = stub.counts();
+    assert_eq!((counts.ended, counts.communicators, counts.wrong), (12, 0, 0), "both ends of six directions");
+}
+
+/// Whoever waits hears of a fault in the thread that makes room.
+#[test]
+fn a_panic_of_the_arena_ends_the_job() {
+    struct Broken;
+    impl Arena for Broken {
+        fn room(&self, _: BlockShape) -> Result<Arc<dyn Owner>> {
+            panic!("no room in the arena")
+        }
+        fn filled(&self, _: BlockShape, _: &[u8]) -> Result<Arc<dyn Owner>> {
+            panic!("never asked")
+        }
+    }
+    let stub = Stub::new();
+    let (library, context) = (stub.nccl(), stub.context());
+    let ranks: Vec<_> = InProcess::group(2)
+        .into_iter()
+        .map(|inner| {
+            let arena = (inner.rank() == 1).then(|| Arc::new(Broken) as Arc<dyn Arena>);
+            Nccl::new(Arc::new(inner), library, &context, arena, Options::default()).unwrap()
+        })
+        .collect();
+    let begin = Instant::now();
+    let errors = each(ranks, |comm| match comm.rank() {
+        0 => comm
+            .send(1, &call(60_000), block(4))
+            .and_then(|()| comm.recv(1, &call(60_000), BlockShape::f32(1))),
+        _ => comm.recv(0, &call(60_000), BlockShape::f32(4)),
+    });
+    for error in errors {
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("no room in the arena"), "{error}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
 /// NCCL hangs where it is to give up: the rank goes on without it, and the process is known to be of no use.

@@ -21,6 +21,7 @@ pub(crate) struct Counts {
     pub(crate) wrong: i64,
     pub(crate) groups: i64,
     pub(crate) calls: i64,
+    pub(crate) ended: i64,
 }
 
 /// `cargo test` builds examples beside tests.
@@ -98,9 +99,9 @@ impl Stub {
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let mut all = [0_i64; 5];
+        let mut all = [0_i64; 6];
         self.call("stub_counts", all.as_mut_ptr());
-        let [communicators, allocated, wrong, groups, calls] = all;
-        Counts { communicators, allocated, wrong, groups, calls }
+        let [communicators, allocated, wrong, groups, calls, ended] = all;
+        Counts { communicators, allocated, wrong, groups, calls, ended }
     }
 }

@@ -28,6 +28,7 @@ pub mod places;
 pub mod private;
 pub mod protocol;
 pub mod rank;
+pub(crate) use rank::is_out_of_memory;
 
 use dg_flux::ModelRepo;
 use std::sync::Arc;

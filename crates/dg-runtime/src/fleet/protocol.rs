@@ -216,6 +216,8 @@ pub enum RankSay {
     Grouped,
     /// So many steps are done.
     Progress(u32),
+    /// It computes: layers are done since it last said something. Said once a second at most.
+    Alive,
     /// The body is its part of the latents after this step.
     Checkpoint(u32),
     /// Something that the client hears, as JSON.

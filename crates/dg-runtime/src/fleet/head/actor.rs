@@ -257,6 +257,7 @@ fn times(file: &ClusterFile) -> HeadTimes {
     let failure = &file.failure;
     times.lease.ttl = file.cluster.lease_ttl;
     times.epoch.quiet_min = failure.hang_min;
+    times.epoch.quiet_first = failure.hang_first;
     times.epoch.quiet_steps = (failure.hang_factor.ceil() as u32).max(1);
     times.epoch.abort_grace = failure.abort_grace;
     times.process.deaths_max = failure.rank_deaths as usize;

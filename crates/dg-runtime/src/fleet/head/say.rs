@@ -182,6 +182,7 @@ impl State {
                 }
                 Say::Progress(step)
             }
+            RankSay::Alive => Say::Alive,
             RankSay::Checkpoint(step) => match self.part(epoch, step, &body) {
                 Some(at) => Say::Checkpoint(step, at),
                 None => return,

@@ -18,6 +18,7 @@ use dg_flux::watch::Watch;
 use dg_flux::{DeviceKind, FreeMemory, ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
 use dg_net::plane::{EpochKey, Member, Options, Rendezvous, Tls};
 use rayon::ThreadPool;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -214,7 +215,8 @@ impl Computer {
         };
         let patience = crate::cluster::PATIENCE;
         let job = RankJob { plan: attempt.plan.clone(), comm, request: attempt.team.job, patience, resume };
-        let mut watch = Reporter { attempt, tell, failpoint: *failpoint, number: setup.number as usize };
+        let (number, spoke_at) = (setup.number as usize, Cell::new(Instant::now()));
+        let mut watch = Reporter { attempt, tell, failpoint: *failpoint, number, spoke_at };
         watch.fail_at(from_step as usize);
         let (start, batch) = (Instant::now(), &attempt.body.batch);
         let ran = pool.install(|| connected(engine, batch, &job, &mut watch));
@@ -293,10 +295,12 @@ struct Reporter<'a> {
     tell: &'a Tell,
     failpoint: Option<Failpoint>,
     number: usize,
+    spoke_at: Cell<Instant>,
 }
 
 impl Reporter<'_> {
     fn say(&self, say: RankSay, body: Bytes) {
+        self.spoke_at.set(Instant::now());
         (self.tell)(Message::Said(self.attempt.epoch, say, body));
     }
 
@@ -330,11 +334,17 @@ impl Watch for Reporter<'_> {
         self.say(RankSay::Checkpoint(step), job::pack_part(&part));
     }
 
+    /// Asked between layers, which is a sign of life.
     fn stop(&self) -> bool {
+        if self.spoke_at.get().elapsed() >= ALIVE_EVERY {
+            self.say(RankSay::Alive, Bytes::new());
+        }
         self.attempt.stop.is_set()
     }
 }
 
 /// Ranks that prepare slowly are waited for before; from then on it is only connecting.
 const SET_UP_MAX: Duration = Duration::from_secs(25);
+/// How often a rank says that layers are done.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
 const FAILPOINT_WAIT: Duration = Duration::from_millis(30);

@@ -29,7 +29,7 @@ pub(super) fn of_run(kind: DeviceKind, need: u64, me: usize, error: &RunError) -
 }
 
 /// Whether a text of the CUDA driver, of NCCL or of burn says that the memory of the device is not enough.
-pub(super) fn is_out_of_memory(text: &str) -> bool {
+pub(crate) fn is_out_of_memory(text: &str) -> bool {
     let text = text.to_lowercase();
     // 2 is CUDA_ERROR_OUT_OF_MEMORY.
     let status = text.split("failed with status ").skip(1).any(|rest| number(rest) == "2");

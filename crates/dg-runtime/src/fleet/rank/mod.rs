@@ -7,6 +7,7 @@ mod attempt;
 mod compute;
 mod device;
 mod fault;
+pub(crate) use fault::is_out_of_memory;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod told;

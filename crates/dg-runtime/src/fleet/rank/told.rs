@@ -175,6 +175,7 @@ fn plain(order: &RankOrder) -> Order {
             job: JobId(team.job),
             members: Vec::new(),
             layout: Layout::SERIAL,
+            steps: 0,
         })),
         RankOrder::InitGroup { .. } => Order::InitGroup,
         RankOrder::Run { from_step, .. } => {

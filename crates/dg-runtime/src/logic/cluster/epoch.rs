@@ -39,6 +39,8 @@ pub struct Team {
     pub members: Vec<RankId>,
     /// Their degrees.
     pub layout: Layout,
+    /// Denoising steps of the job.
+    pub steps: u32,
 }
 
 /// What a rank says, always with the epoch that it belongs to.
@@ -50,6 +52,8 @@ pub enum Say {
     Grouped,
     /// So many steps are done.
     Progress(u32),
+    /// It computes: layers are done, in a step or before the first or after the last.
+    Alive,
     /// Latents after a step are kept.
     Checkpoint(u32, Reference),
     /// It is done with its part.
@@ -127,11 +131,12 @@ pub struct EpochTimes {
     pub prepare_max: Duration,
     /// Longest forming of a group.
     pub group_max: Duration,
-    /// Longest first step, while the pace is not known.
-    pub first_step_max: Duration,
-    /// Shortest silence that counts as hanging.
+    /// Silence that counts as hanging before an attempt's first step and after the last, where a GPU's kernels may be
+    /// compiled.
+    pub quiet_first: Duration,
+    /// Shortest silence that counts as hanging between steps.
     pub quiet_min: Duration,
-    /// Median steps without progress that count as hanging.
+    /// Median steps of silence that count as hanging.
     pub quiet_steps: u32,
     /// Ranks that do not answer an abort for so long, or for as long as they may take to stop, are given up.
     pub abort_grace: Duration,
@@ -145,7 +150,7 @@ impl Default for EpochTimes {
             resend: Duration::from_millis(500),
             prepare_max: Duration::from_secs(600),
             group_max: Duration::from_secs(30),
-            first_step_max: Duration::from_secs(120),
+            quiet_first: Duration::from_secs(120),
             quiet_min: Duration::from_secs(10),
             quiet_steps: 3,
             abort_grace: Duration::from_millis(300),
@@ -214,8 +219,12 @@ pub struct Epoch {
     waiting: usize,
     /// Members that have done no more steps than the slowest.
     behind: usize,
+    /// Steps that were done before it.
+    from_step: u32,
     /// Since when there is nothing new.
     since: Duration,
+    /// When all had done the last step.
+    stepped: Duration,
     resend_at: Duration,
     cause: Option<Cause>,
 }
@@ -264,7 +273,9 @@ impl Epoch {
             behind: members.len(),
             members,
             places,
+            from_step: step,
             since: now,
+            stepped: now,
             resend_at: now,
             cause: None,
         };
@@ -314,6 +325,10 @@ impl Epoch {
                 self.progress(place, step, now);
                 Vec::new()
             }
+            (Say::Alive, Phase::Running) => {
+                self.since = now;
+                Vec::new()
+            }
             (Say::Checkpoint(step, at), Phase::Running) => vec![Action::Keep(rank, step, at)],
             (Say::Done, Phase::Running) => {
                 self.settle(place, State::Answered);
@@ -332,9 +347,8 @@ impl Epoch {
                 self.settle(place, State::Stopped);
                 self.abort(cause_of(trouble, rank), now)
             }
-            (Say::Prepared | Say::Grouped | Say::Progress(_) | Say::Checkpoint(..) | Say::Done, _) => {
-                Vec::new()
-            }
+            (Say::Prepared | Say::Grouped | Say::Progress(_) | Say::Alive, _) => Vec::new(),
+            (Say::Checkpoint(..) | Say::Done, _) => Vec::new(),
         }
     }
 
@@ -360,7 +374,7 @@ impl Epoch {
             member.state = State::Working;
         }
         self.waiting = self.members.len();
-        self.since = now;
+        (self.since, self.stepped) = (now, now);
         self.send(now)
     }
 
@@ -376,10 +390,10 @@ impl Epoch {
             return;
         }
         let slowest = self.members.iter().map(|m| m.step).min().unwrap_or(self.step);
-        self.pace.step((now - self.since) / (slowest - self.step).max(1));
+        self.pace.step((now - self.stepped) / (slowest - self.step).max(1));
         self.step = slowest;
         self.behind = self.members.iter().filter(|m| m.step == slowest).count();
-        self.since = now;
+        (self.since, self.stepped) = (now, now);
     }
 
     fn abort(&mut self, cause: Cause, now: Duration) -> Vec<Action> {
@@ -440,11 +454,12 @@ impl Epoch {
 
     /// How long there may be nothing new.
     fn patience(&self) -> Duration {
-        match (self.phase, self.pace.median()) {
+        let is_between_steps = self.step > self.from_step && self.step < self.team.steps;
+        match (self.phase, self.pace.median().filter(|_| is_between_steps)) {
             (Phase::Preparing, _) => self.times.prepare_max,
             (Phase::Grouping, _) => self.times.group_max,
             (Phase::Running, Some(median)) => self.times.quiet_min.max(median * self.times.quiet_steps),
-            (Phase::Running, None) => self.times.first_step_max,
+            (Phase::Running, None) => self.times.quiet_first.max(self.times.quiet_min),
             (Phase::Aborting, _) => self.grace(),
         }
     }

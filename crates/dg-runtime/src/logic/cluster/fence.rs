@@ -67,8 +67,12 @@ mod tests {
 
     #[test]
     fn only_newer_attempts_begin_and_an_aborted_one_never_does() {
-        let prepare =
-            Order::Prepare(Arc::new(Team { job: JobId(1), members: Vec::new(), layout: Layout::SERIAL }));
+        let prepare = Order::Prepare(Arc::new(Team {
+            job: JobId(1),
+            members: Vec::new(),
+            layout: Layout::SERIAL,
+            steps: 9,
+        }));
         let stamp = |term, number| Stamp { term, number };
         let mut fence = Fence::default();
         assert_eq!(fence.admit(stamp(1, 5), &Order::InitGroup), Verdict::Fenced(None), "never begun");

@@ -13,7 +13,7 @@ const EPOCH: Stamp = Stamp { term: 1, number: 7 };
 
 /// Two ranks, told to get ready.
 fn begun() -> Epoch {
-    let team = Team { job: JobId(1), members: vec![rank(0), rank(1)], layout: Layout::SERIAL };
+    let team = Team { job: JobId(1), members: vec![rank(0), rank(1)], layout: Layout::SERIAL, steps: 9 };
     let (epoch, sends) = Epoch::begin(EPOCH, team, None, Pace::default(), EpochTimes::default(), ms(0));
     assert!(matches!(sends[..], [Action::Send(_, Order::Prepare(_)), Action::Send(_, Order::Prepare(_))]));
     epoch
@@ -87,6 +87,44 @@ fn the_slowest_rank_hangs_after_three_median_steps_but_not_before_ten_seconds() 
     assert_eq!(again, aborts, "a block of such steps takes longer than the shortest grace");
     let over = epoch.handle(EPOCH, Event::Tick, ms(15_020 + 16_250));
     assert_eq!(over, [Action::Over(Cause::Hung(rank(1)))], "nobody answers within the grace");
+}
+
+#[test]
+fn layers_that_are_done_are_a_sign_of_life_and_no_step() {
+    let mut epoch = running();
+    // Text and a first step of five minutes.
+    for now in (0..300).map(|second| 1000 * second + 20) {
+        said(&mut epoch, 0, Say::Alive, now);
+        assert_eq!(epoch.handle(EPOCH, Event::Tick, ms(now + 999)), epoch.send(ms(now + 999)));
+    }
+    assert_eq!((epoch.phase, epoch.step), (Phase::Running, 0));
+    for step in 1..=2 {
+        said(&mut epoch, 0, Say::Progress(step), 300_020 + u64::from(step));
+        said(&mut epoch, 1, Say::Progress(step), 300_020 + u64::from(step));
+    }
+    assert_eq!(epoch.pace.median(), Some(ms(300_001)), "the first step counts whole");
+    // Between steps the others stand still soon; then the time runs.
+    let mut epoch = running();
+    said(&mut epoch, 0, Say::Alive, 100_000);
+    epoch.handle(EPOCH, Event::Tick, ms(219_999));
+    assert_eq!(epoch.phase, Phase::Running);
+    epoch.handle(EPOCH, Event::Tick, ms(220_000));
+    assert_eq!(epoch.phase, Phase::Aborting);
+}
+
+#[test]
+fn pictures_may_take_longer_than_steps() {
+    let mut epoch = running();
+    for step in 1..=9 {
+        for slot in 0..2 {
+            said(&mut epoch, slot, Say::Progress(step), 20 + 100 * u64::from(step));
+        }
+    }
+    said(&mut epoch, 1, Say::Done, 930);
+    epoch.handle(EPOCH, Event::Tick, ms(920 + 119_999));
+    assert_eq!(epoch.phase, Phase::Running);
+    epoch.handle(EPOCH, Event::Tick, ms(920 + 120_000));
+    assert_eq!(epoch.phase, Phase::Aborting);
 }
 
 #[test]

@@ -177,7 +177,8 @@ impl<P: Planner> Head<P> {
             self.registry.handle(registry::Event::Take(*rank, id), now);
         }
         let stamp = self.registry.stamp();
-        let team = Team { job: id, members, layout: choice.layout };
+        let steps = self.jobs.get(&id).map_or(0, |job| job.spec.steps);
+        let team = Team { job: id, members, layout: choice.layout, steps };
         self.on_job(id, Event::Place(stamp, team, choice.memory_bytes), now, out);
     }
 

@@ -35,7 +35,7 @@ fn replan(_: &Loss) -> Prices {
 }
 
 fn team() -> Team {
-    Team { job: JobId(1), members: vec![rank(0), rank(1)], layout: Layout::SERIAL }
+    Team { job: JobId(1), members: vec![rank(0), rank(1)], layout: Layout::SERIAL, steps: 9 }
 }
 
 /// Has both ranks compute as attempt `number`.
