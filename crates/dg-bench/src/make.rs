@@ -129,21 +129,33 @@ pub(crate) fn full(folder: &Path, shape: Shape) -> Result<Value, Failure> {
         .into());
     }
     let sizes = shape.sizes();
-    let parts =
-        [names::transformer(&sizes), names::t5(&sizes.t5), names::clip(sizes.clip_vocab), names::vae()];
-    let need = parts.iter().map(|names| names.bytes(sizes.dtype)).sum::<usize>() as u64;
-    if let Some(free) = disk_free(folder).filter(|free| *free < need + need / 100) {
-        let gb = |bytes: u64| bytes as f64 / 1e9;
-        return Err(format!(
-            "the disk of {} has {:.1} GB free, the model takes {:.1} GB; hint: name a folder on another disk",
-            folder.display(),
-            gb(free),
-            gb(need)
-        )
-        .into());
+    let need = bytes(&sizes);
+    if let Some(free) = disk_free(folder) {
+        check_room(folder, free, need)?;
     }
     let made = all(folder, sizes)?;
     Ok(json!({ "made": made["made"], "bytes": need }))
+}
+
+/// Bytes of all weights.
+fn bytes(sizes: &Sizes) -> u64 {
+    let parts =
+        [names::transformer(sizes), names::t5(&sizes.t5), names::clip(sizes.clip_vocab), names::vae()];
+    parts.iter().map(|names| names.bytes(sizes.dtype)).sum::<usize>() as u64
+}
+
+fn check_room(folder: &Path, free: u64, need: u64) -> Result<(), Failure> {
+    if free >= need + need / 100 {
+        return Ok(());
+    }
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    Err(format!(
+        "the disk of {} has {:.1} GB free, the model takes {:.1} GB; hint: name a folder on another disk",
+        folder.display(),
+        gb(free),
+        gb(need)
+    )
+    .into())
 }
 
 /// Bytes free for this user on the file system of `path`, or of its nearest parent that exists.
@@ -288,3 +300,6 @@ fn save(path: &Path, tensors: Vec<Tensor>) -> Result<(), Failure> {
     let views = tensors.into_iter().map(|tensor| (tensor.name().to_owned(), tensor));
     serialize_to_file(views, None, path).map_err(|e| format!("{}: {e}", path.display()).into())
 }
+
+#[cfg(test)]
+mod tests;

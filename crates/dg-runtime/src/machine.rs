@@ -100,6 +100,12 @@ pub fn disk_free(path: &Path) -> Option<u64> {
     stat.f_bavail.checked_mul(stat.f_frsize)
 }
 
+/// What a rank needs and what its device has.
+pub(crate) fn short_of(need: u64, free: Option<u64>) -> String {
+    let free = free.map_or_else(String::new, |free| format!(", {} are free", bytes(free)));
+    format!("it needs {}{free}", bytes(need))
+}
+
 /// `12.3 GiB`.
 pub fn bytes(n: u64) -> String {
     let n = n as f64;

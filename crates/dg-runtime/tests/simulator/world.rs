@@ -133,7 +133,7 @@ pub(crate) fn times() -> HeadTimes {
         epoch: EpochTimes {
             prepare_max: Duration::from_secs(10),
             group_max: Duration::from_secs(5),
-            first_step_max: Duration::from_secs(6),
+            quiet_first: Duration::from_secs(6),
             quiet_min: Duration::from_secs(4),
             ..EpochTimes::default()
         },

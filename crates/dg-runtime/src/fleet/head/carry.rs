@@ -180,11 +180,9 @@ impl State {
                 let message = format!("given up after {epochs} {attempts} at step {step}: {cause}");
                 (message, Some(hint), ExitCode::Failed)
             }
-            Failure::Memory { rank, need } => {
-                let message = format!(
-                    "{} needs {need} bytes of memory, and no layout needs less",
-                    self.rank_name(*rank)
-                );
+            Failure::Memory { rank, need, free } => {
+                let short = crate::machine::short_of(*need, *free);
+                let message = format!("{}: {short}, and no layout needs less", self.rank_name(*rank));
                 let hint = "use a smaller batch, or more ulysses, ring or pipefusion".to_owned();
                 (message, Some(hint), ExitCode::Infeasible)
             }

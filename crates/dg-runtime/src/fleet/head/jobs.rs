@@ -358,7 +358,9 @@ impl State {
         let name = |rank: &RankId| self.rank_name(*rank);
         match cause {
             Cause::Cancelled => "it was cancelled".into(),
-            Cause::Oom(rank, need) => format!("{} ran out of memory, it needs {need} bytes", name(rank)),
+            Cause::Oom(rank, need, free) => {
+                format!("{} ran out of memory: {}", name(rank), crate::machine::short_of(*need, *free))
+            }
             Cause::Exited(rank, lines) => {
                 let said = match lines.is_empty() {
                     true => String::new(),

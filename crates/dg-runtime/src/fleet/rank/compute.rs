@@ -145,7 +145,7 @@ impl Computer {
             self.engine = None;
             if let Some(free) = device.free_bytes().filter(|free| *free < self.need) {
                 tracing::warn!(need = self.need, free, "the GPU has too little memory");
-                return Err(Trouble::Oom { need: self.need });
+                return Err(Trouble::Oom { need: self.need, free: Some(free) });
             }
             // ranks of one stage use the same pages of the same files
             let (here, stages) = (u32::from(self.setup.ranks).max(1), attempt.plan.layout.pp);

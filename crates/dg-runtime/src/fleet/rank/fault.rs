@@ -7,7 +7,7 @@ use dg_flux::{DeviceKind, RunError};
 /// What a rank with a device of this kind tells of an error, if the attempt is planned to take `need` bytes of it.
 pub(super) fn trouble(kind: DeviceKind, need: u64, text: String) -> Trouble {
     match kind {
-        DeviceKind::Cuda if is_out_of_memory(&text) => Trouble::Oom { need },
+        DeviceKind::Cuda if is_out_of_memory(&text) => Trouble::Oom { need, free: None },
         DeviceKind::Cuda if is_device_lost(&text) => Trouble::DeviceLost,
         DeviceKind::Cpu | DeviceKind::Cuda => Trouble::Error(text),
     }
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn a_rank_tells_of_its_own_device_only() {
         let of = |kind, text: &str| trouble(kind, 7, text.into());
-        assert_eq!(of(DeviceKind::Cuda, SHORT[0]), Trouble::Oom { need: 7 });
+        assert_eq!(of(DeviceKind::Cuda, SHORT[0]), Trouble::Oom { need: 7, free: None });
         assert_eq!(of(DeviceKind::Cpu, SHORT[0]), Trouble::Error(SHORT[0].into()));
         let poisoned = "The device is poisoned\nCaused by:\n  cuEventSynchronize failed with status 700";
         assert_eq!(of(DeviceKind::Cuda, poisoned), Trouble::DeviceLost);
@@ -113,7 +113,7 @@ mod tests {
             let error = RunError::Comm(CommError::Aborted { place, by, cause: cause.into() });
             of_run(DeviceKind::Cuda, 7, 1, &error)
         };
-        assert_eq!(aborted(1, SHORT[8]), Trouble::Oom { need: 7 });
+        assert_eq!(aborted(1, SHORT[8]), Trouble::Oom { need: 7, free: None });
         assert_eq!(aborted(0, SHORT[8]), Trouble::PeerLost);
         assert_eq!(aborted(1, "the attempt was stopped"), Trouble::PeerLost);
     }

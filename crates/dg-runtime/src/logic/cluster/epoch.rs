@@ -71,6 +71,8 @@ pub enum Trouble {
     Oom {
         /// Bytes that were needed.
         need: u64,
+        /// Bytes that were free before, if the device told.
+        free: Option<u64>,
     },
     /// The device is gone; the process has to be started anew.
     DeviceLost,
@@ -89,8 +91,8 @@ pub enum Trouble {
 pub enum Cause {
     /// Somebody cancelled the job.
     Cancelled,
-    /// The memory of a rank is not enough.
-    Oom(RankId, u64),
+    /// The memory of a rank is not enough: what it needs, and what was free if that is known.
+    Oom(RankId, u64, Option<u64>),
     /// The process of a rank ended, with its last log lines.
     Exited(RankId, Vec<String>),
     /// The device of a rank is gone.
@@ -112,7 +114,7 @@ impl Cause {
     pub fn rank(&self) -> Option<RankId> {
         match self {
             Self::Cancelled => None,
-            Self::Oom(rank, _) | Self::Exited(rank, _) | Self::DeviceLost(rank) | Self::Error(rank, _) => {
+            Self::Oom(rank, ..) | Self::Exited(rank, _) | Self::DeviceLost(rank) | Self::Error(rank, _) => {
                 Some(*rank)
             }
             Self::NodeLost(rank) | Self::Hung(rank) | Self::Silent(rank) | Self::PeerLost(rank) => {
@@ -472,7 +474,7 @@ impl Epoch {
 
 fn cause_of(trouble: Trouble, rank: RankId) -> Cause {
     match trouble {
-        Trouble::Oom { need } => Cause::Oom(rank, need),
+        Trouble::Oom { need, free } => Cause::Oom(rank, need, free),
         Trouble::DeviceLost => Cause::DeviceLost(rank),
         Trouble::PeerLost | Trouble::Fenced => Cause::PeerLost(rank),
         Trouble::Error(text) => Cause::Error(rank, text),

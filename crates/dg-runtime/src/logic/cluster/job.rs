@@ -61,6 +61,8 @@ pub enum Failure {
         rank: RankId,
         /// Bytes that it needed.
         need: u64,
+        /// Bytes that were free, if its device told.
+        free: Option<u64>,
     },
     /// There were too few ranks for too long.
     NoRanks,
@@ -162,7 +164,7 @@ pub struct Job {
     /// Bytes that the present layout needs.
     planned_bytes: u64,
     /// The rank whose memory was not enough, and what it needed.
-    oom: Option<(RankId, u64)>,
+    oom: Option<(RankId, u64, Option<u64>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -254,8 +256,8 @@ impl Job {
             Event::Epoch(stamp, event) => self.on_epoch(stamp, event, now, prices),
             Event::Back(stamp, rank) => self.back(stamp, rank, now),
             Event::NoLayout => match self.oom {
-                Some((rank, need)) if self.is_waiting() => {
-                    vec![self.end(End::Failed(Failure::Memory { rank, need }))]
+                Some((rank, need, free)) if self.is_waiting() => {
+                    vec![self.end(End::Failed(Failure::Memory { rank, need, free }))]
                 }
                 _ => Vec::new(),
             },
@@ -371,9 +373,11 @@ impl Job {
             Cause::Hung(rank) if silent.len() == 1 => Some(Action::Replace(*rank)),
             _ => None,
         };
-        if let Cause::Oom(rank, need) = cause {
-            self.oom = Some((rank, need));
-            self.memory_bytes = Some(self.planned_bytes / 10 * 9);
+        if let Cause::Oom(rank, need, free) = cause {
+            self.oom = Some((rank, need, free));
+            // what the device told, or a tenth less than before
+            let less = self.planned_bytes / 10 * 9;
+            self.memory_bytes = Some(free.map_or(less, |free| free.min(less)));
         }
         let end = match cause {
             Cause::Cancelled => Some(End::Cancelled),

@@ -139,7 +139,7 @@ impl World {
                 self.rank_mut(rank).is_hung = true;
                 self.at(self.now + lasts, Happens::Heal(planned));
             }
-            Fault::Oom => self.rank_mut(rank).trouble = Some(Trouble::Oom { need: 9000 }),
+            Fault::Oom => self.rank_mut(rank).trouble = Some(Trouble::Oom { need: 9000, free: None }),
             Fault::DeviceLost => self.rank_mut(rank).trouble = Some(Trouble::DeviceLost),
             Fault::Cancel => {
                 let job = JobId(self.rng.range(1, 1 + self.jobs.len() as u64));

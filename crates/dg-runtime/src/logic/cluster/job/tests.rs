@@ -126,11 +126,17 @@ fn ranks_are_started_anew_only_if_that_is_sooner() {
 fn too_little_memory_means_less_per_rank_and_in_the_end_failure() {
     let mut job = job();
     run(&mut job, 1);
-    said(&mut job, 1, 0, Say::Failed(Trouble::Oom { need: 2000 }));
+    said(&mut job, 1, 0, Say::Failed(Trouble::Oom { need: 2000, free: None }));
     assert_eq!(said(&mut job, 1, 1, Say::Stopped).last(), Some(&Action::Requeue));
     assert_eq!(job.memory_bytes, Some(900));
-    let failed = End::Failed(Failure::Memory { rank: rank(0), need: 2000 });
+    let failed = End::Failed(Failure::Memory { rank: rank(0), need: 2000, free: None });
     assert_eq!(job.handle(Event::NoLayout, ms(9), &replan), [Action::End(failed)]);
+    // A device that tells what is free is believed.
+    let mut told = self::job();
+    run(&mut told, 1);
+    said(&mut told, 1, 0, Say::Failed(Trouble::Oom { need: 2000, free: Some(700) }));
+    said(&mut told, 1, 1, Say::Stopped);
+    assert_eq!(told.memory_bytes, Some(700));
 }
 
 #[test]
