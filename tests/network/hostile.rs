@@ -224,7 +224,7 @@ fn says(start: Stamp, epoch: Stamp) -> Vec<Up> {
             RankSay::Event("{\"step\":-1}".into()),
             RankSay::Done,
             RankSay::Stopped,
-            RankSay::Failed(Trouble::Oom { need: u64::MAX }),
+            RankSay::Failed(Trouble::Oom { need: u64::MAX, free: None }),
             RankSay::Failed(Trouble::Error("\u{1b}[2J".into())),
         ]
     };
