@@ -191,9 +191,9 @@ impl Prepared {
         }
         if need.streamed_least() <= have.available {
             log::warn_once(format!(
-                "the model's weights ({} without text encoders) do not fit into the {} that are free: what does not is \
-                 read from the disk again in each step",
-                machine::bytes(need.weights - need.encoders.min(need.weights)),
+                "the model takes {} without its text encoders, and {} are free: weights that do not fit are read from \
+                 the disk again in each step",
+                machine::bytes(need.least()),
                 machine::bytes(have.available),
             ));
             return Ok(());
