@@ -35,6 +35,7 @@ fn a_package_runs_where_there_is_nothing_else() {
     let packed = run(&script("pack.sh"), home.path(), &[archive.to_str().unwrap()], &settings);
     // A program with debug information may be too large for a package; the archive is there all the same.
     assert!(archive.is_file(), "{}", text(&packed));
+    assert!(text(&packed).contains("dg-bench needs glibc 2."), "{}", text(&packed));
     let unpacked = Command::new("tar").arg("xf").arg(&archive).current_dir(&away).status();
     assert!(unpacked.expect("tar").success());
     let ran = run(&away.path().join("diffgentor-gpu/run.sh"), away.path(), &["--device", "cpu"], &[]);
@@ -53,20 +54,26 @@ fn a_package_runs_where_there_is_nothing_else() {
     assert!(text(&ran).contains("6 of 6 parts are good"), "{}", text(&ran));
 }
 
-/// A program that dies, one that hangs, and one that says nonsense are parts of their own.
+fn make_program(folder: &Path, script: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let program = folder.join("program");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
+/// A program that dies, one that hangs, and one that says nonsense are parts of their own. What was found until then stays.
 #[test]
 fn a_part_that_fails_does_not_hide_the_next() {
-    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("program");
     let real = dg_testkit::program::bench_bin().display();
     let wrapper = format!(
-        "#!/bin/sh\ncase \"$*\" in\n*kernels*) kill -9 $$ ;;\n*conformance*) echo nonsense ;;\n*denoise*) sleep 60 ;;\n\
+        "#!/bin/sh\ncase \"$*\" in\n*kernels*) kill -9 $$ ;;\n*conformance*) echo nonsense ;;\n\
+         *denoise*) {real} \"$@\" >/dev/null; sleep 60 ;;\n\
          *ranks*|*golden*) exit 0 ;;\n*) exec {real} \"$@\" ;;\nesac\n"
     );
-    std::fs::write(&program, wrapper).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let settings = [("DG_GPU_BIN", program.as_path()), ("DG_GPU_MAX", Path::new("8"))];
+    let program = make_program(folder.path(), &wrapper);
+    let settings = [("DG_GPU_BIN", program.as_path()), ("DG_GPU_MAX", Path::new("12"))];
     let ran = run(&script("run.sh"), folder.path(), &["--device", "cpu"], &settings);
     assert_eq!(ran.status.code(), Some(1), "{}", text(&ran));
     let good: Vec<String> = parts(folder.path())
@@ -76,6 +83,24 @@ fn a_part_that_fails_does_not_hide_the_next() {
         .collect();
     assert_eq!((good, parts(folder.path()).len()), (vec!["doctor".to_owned()], 6));
     assert!(text(&ran).contains("2-kernels: it was cut off; see 2-kernels.log"), "{}", text(&ran));
+    let all = parts(folder.path());
+    let (_, denoise) = all.iter().find(|(name, _)| name == "denoise").expect("its rows");
+    assert!(denoise["cut_off"] == true && denoise["rows"][0]["name"] == "shape", "{denoise}");
+    assert!(text(&ran).contains("it was cut off; see 4-denoise.log"), "{}", text(&ran));
+}
+
+#[test]
+fn a_program_that_cannot_start_is_told_before_anything_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = "#!/bin/sh\necho \"version 'GLIBC_9.9' not found\" >&2\nexit 1\n";
+    let program = make_program(folder.path(), old);
+    let settings = [("DG_GPU_BIN", program.as_path())];
+    let ran = run(&script("run.sh"), folder.path(), &["--device", "cpu"], &settings);
+    assert_eq!(ran.status.code(), Some(3), "{}", text(&ran));
+    for words in ["cannot start (exit 1): version 'GLIBC_9.9' not found", "hint: it needs the glibc"] {
+        assert!(text(&ran).contains(words), "{}", text(&ran));
+    }
+    assert!(!folder.path().join("gpu-results").exists());
 }
 
 #[test]

@@ -19,6 +19,13 @@ to=$work/diffgentor-gpu
 mkdir -p "$to/data/golden"
 cp "$DG_GPU_BIN" "$to/dg-bench"
 strip "$to/dg-bench"
+# The newest glibc that it asks for: run.sh says so where it cannot start.
+symbols() { objdump -T "$to/dg-bench" || readelf -W --dyn-syms "$to/dg-bench"; }
+glibc=$(symbols 2>/dev/null | grep -o 'GLIBC_[0-9][0-9.]*' | sort -uV | tail -n 1 || true)
+if [ -n "$glibc" ]; then
+  echo "glibc ${glibc#GLIBC_}" >"$to/glibc"
+  echo "dg-bench needs glibc ${glibc#GLIBC_} or newer"
+fi
 cp "$root"/tests/gpu/{run.sh,peer.py} "$to/"
 cp -r "$root/tests/data/tiny-dev" "$to/data/"
 cp "$root"/tests/data/golden/{manifest.json,dev_256.safetensors,dev_256.png,dev_bf16.safetensors,dev_bf16.png} "$to/data/golden/"

@@ -33,8 +33,17 @@ if ! [ -x "$bin" ]; then
   echo "error: there is no program $bin; hint: DG_GPU_BIN, or cargo build --release -p dg-bench" >&2
   exit 3
 fi
+said=$("$bin" --version 2>&1)
+code=$?
+if [ "$code" -ne 0 ]; then
+  echo "error: $bin cannot start (exit $code): $said" >&2
+  needs=$(cat "$here/glibc" 2>/dev/null)
+  has=$(getconf GNU_LIBC_VERSION 2>/dev/null)
+  echo "hint: it needs ${needs:-the glibc that it was built against} or newer; this machine has ${has:-none}" >&2
+  exit 3
+fi
 mkdir -p "$out" || exit 3
-rm -f "$out"/*.json "$out"/*.log "$out"/summary.txt
+rm -f "$out"/*.json "$out"/*.rows "$out"/*.log "$out"/summary.txt
 
 # PyTorch brings its own NCCL.
 if [ "$device" = cuda ] && [ -z "${DG_NCCL_LIBRARY:-}" ]; then
@@ -42,7 +51,8 @@ if [ "$device" = cuda ] && [ -z "${DG_NCCL_LIBRARY:-}" ]; then
   if [ -n "$wheel" ]; then export DG_NCCL_LIBRARY=$wheel; fi
 fi
 
-# part NAME SECONDS COMMAND…: the result in NAME.json, what it says besides in NAME.log.
+# part NAME SECONDS COMMAND…: the result in NAME.json, what it says besides in NAME.log. NAME.rows has what it found so far,
+# for when it does not get to its end.
 part() {
   local name=$1 most=$2 left=$((end - SECONDS))
   shift 2
@@ -51,7 +61,8 @@ part() {
     : >"$out/$name.json"
     return
   fi
-  timeout --kill-after=5 $((left < most ? left : most)) "$@" >"$out/$name.json" 2>"$out/$name.log"
+  timeout --kill-after=5 $((left < most ? left : most)) "$@" --rows "$out/$name.rows" \
+    >"$out/$name.json" 2>"$out/$name.log"
   local code=$?
   echo "$name: exit $code"
   echo "exit $code" >>"$out/$name.log"

@@ -2,7 +2,7 @@
 
     cargo build --release --workspace
     python crates/dg-bench/peers/diffusers_bench.py --with ours --preset medium --threads 2 \
-        [--dtype bfloat16] [dit vae text attention e2e]
+        [--dtype bfloat16] [--peer-dtype float32] [dit vae text attention e2e]
 
 Needs torch, diffusers and transformers in the Python that runs it. Prints one JSON line per
 benchmark and a table: medians of wall and CPU seconds, and ours / diffusers. A run of ours and one
@@ -23,6 +23,7 @@ def arguments():
     p.add_argument("--bin", default="target/release")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both sides")
+    p.add_argument("--peer-dtype", choices=("float32", "bfloat16"), help="of diffusers, if it is faster in another one")
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--attention", default="24x128x4608,8x128x1536,4x32x200", help="heads x head dim x tokens")
     p.add_argument("--sides", default="512", help="widths of the VAE's pictures, e.g. 512,1024")
@@ -35,6 +36,7 @@ def arguments():
     a.model = os.path.join(os.environ.get("CARGO_TARGET_DIR", "target"), "bench-models", a.preset)
     if not os.path.exists(os.path.join(a.model, "model_index.json")):
         subprocess.run([os.path.join(a.bin, "dg-bench"), "make", a.model, "--preset", a.preset], check=True)
+    a.peer_dtype = a.peer_dtype or a.dtype
     return a
 
 
@@ -68,7 +70,7 @@ def compare(a, name, our_run, peer_run):
         rows["peer"].append(timed(peer_run))
     median = {k: [statistics.median(x[i] for x in v) for i in (0, 1)] for k, v in rows.items()}
     line = {
-        "bench": name, "threads": a.threads, "dtype": a.dtype, "cpu": facts.get("cpu"), "kernels": facts.get("kernels"),
+        "bench": name, "threads": a.threads, "dtype": a.dtype, "peer_dtype": a.peer_dtype, "cpu": facts.get("cpu"), "kernels": facts.get("kernels"),
         "ours_wall_s": median["ours"][0], "peer_wall_s": median["peer"][0],
         "ours_cpu_s": median["ours"][1], "peer_cpu_s": median["peer"][1],
         "fraction_of_peak": statistics.median(fractions) if all(fractions) else None,
@@ -84,7 +86,7 @@ def main():
     import torch
     torch.set_num_threads(a.threads)
     torch.set_grad_enabled(False)
-    dtype = getattr(torch, a.dtype)
+    dtype = getattr(torch, a.peer_dtype)
     randn = lambda *shape: torch.randn(*shape).to(dtype)
     lines = []
     part = lambda name: os.path.join(a.model, name)
@@ -147,7 +149,7 @@ def cold(a):
     """From exec to the picture on disk, both in fresh processes; CPU seconds are the child's."""
     folder, size, steps = tempfile.mkdtemp(), str(a.e2e_size), str(a.e2e_steps)
     peer = [sys.executable, "-c", PIPELINE, a.e2e_model, str(a.threads), os.path.join(folder, "peer.png"), size, steps,
-            a.dtype]
+            a.peer_dtype]
     us = [os.path.join(a.bin, "diffgentor"), "t2i", "--model_name", a.e2e_model, "--no_resume", "--quiet",
           "--prompt", "two porcelain teacups on a wooden table", "--seed", "0", "--height", size, "--width", size,
           "--num_inference_steps", steps, "--threads", str(a.threads), "--dtype", a.dtype,

@@ -119,22 +119,56 @@ pub(crate) fn preset(folder: &Path, preset: Preset) -> Result<Value, Failure> {
     all(folder, preset.sizes())
 }
 
-/// A model of a published size in `folder`, which must not be there.
+/// A model of a published size in `folder`, which must be empty, or not there, or what an earlier run has not finished.
+/// Where it fails nothing stays.
 pub(crate) fn full(folder: &Path, shape: Shape) -> Result<Value, Failure> {
-    if folder.join("model_index.json").exists() {
-        return Err(format!(
-            "{} is there already; hint: remove it, or name another folder",
-            folder.display()
-        )
-        .into());
-    }
     let sizes = shape.sizes();
     let need = bytes(&sizes);
-    if let Some(free) = disk_free(folder) {
-        check_room(folder, free, need)?;
-    }
-    let made = all(folder, sizes)?;
+    let mark = begin(folder)?;
+    let made = disk_free(folder)
+        .map_or(Ok(()), |free| check_room(folder, free, need))
+        .and_then(|()| all(folder, sizes))
+        .inspect_err(|_| {
+            if let Err(error) = clear(folder) {
+                eprintln!("{error}: what is half made stays there");
+            }
+        })?;
+    fs::remove_file(&mark).map_err(|e| at(&mark, e))?;
     Ok(json!({ "made": made["made"], "bytes": need }))
+}
+
+/// Claims `folder` by a file that says that it is not finished.
+fn begin(folder: &Path) -> Result<PathBuf, Failure> {
+    let mark = folder.join(".being-made");
+    if mark.exists() {
+        eprintln!("removing what an interrupted run has left in {}", folder.display());
+        clear(folder)?;
+    } else if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(
+            format!("{} is not empty; hint: remove it, or name another folder", folder.display()).into()
+        );
+    }
+    fs::create_dir_all(folder).map_err(|e| at(folder, e))?;
+    fs::write(&mark, "dg-bench make-model\n").map_err(|e| at(&mark, e))?;
+    Ok(mark)
+}
+
+/// Removes all that is in `folder`.
+fn clear(folder: &Path) -> Result<(), Failure> {
+    for entry in fs::read_dir(folder).map_err(|e| at(folder, e))? {
+        let path = entry?.path();
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|e| at(&path, e))?;
+    }
+    Ok(())
+}
+
+fn at(path: &Path, error: std::io::Error) -> Failure {
+    format!("{}: {error}", path.display()).into()
+}
+
+fn put(path: &Path, content: impl AsRef<[u8]>) -> Result<(), Failure> {
+    fs::write(path, content).map_err(|e| at(path, e))
 }
 
 /// Bytes of all weights.
@@ -233,8 +267,8 @@ fn all(folder: &Path, sizes: Sizes) -> Result<Value, Failure> {
 fn tokenizers(folder: &Path) -> Result<(), Failure> {
     for file in dg_demo::files().iter().filter(|f| f.path.starts_with("tokenizer")) {
         let to = folder.join(file.path);
-        fs::create_dir_all(to.parent().unwrap_or(folder))?;
-        fs::write(to, file.bytes)?;
+        fs::create_dir_all(to.parent().unwrap_or(folder)).map_err(|e| at(&to, e))?;
+        put(&to, file.bytes)?;
     }
     Ok(())
 }
@@ -245,10 +279,12 @@ fn tokenizers(_: &Path) -> Result<(), Failure> {
 }
 
 fn scheduler_and_index(folder: &Path, is_distilled: bool) -> Result<(), Failure> {
-    fs::create_dir_all(folder.join("scheduler"))?;
+    let scheduler = folder.join("scheduler");
+    fs::create_dir_all(&scheduler).map_err(|e| at(&scheduler, e))?;
+    let to = scheduler.join("scheduler_config.json");
     let scheduler =
         json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": is_distilled });
-    fs::write(folder.join("scheduler/scheduler_config.json"), scheduler.to_string())?;
+    put(&to, scheduler.to_string())?;
     let index = json!({
         "_class_name": "FluxPipeline",
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -257,19 +293,19 @@ fn scheduler_and_index(folder: &Path, is_distilled: bool) -> Result<(), Failure>
         "transformer": ["diffusers", "FluxTransformer2DModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     });
-    Ok(fs::write(folder.join("model_index.json"), index.to_string())?)
+    put(&folder.join("model_index.json"), index.to_string())
 }
 
 /// One component: config, and weights in one file or in shards of at most so many bytes, in the order of the layers.
 fn write(
-    at: &Path,
+    folder: &Path,
     base: &str,
     names: &Names,
     (dtype, shard_bytes): (Dtype, usize),
     config: &Value,
 ) -> Result<(), Failure> {
-    fs::create_dir_all(at)?;
-    fs::write(at.join("config.json"), config.to_string())?;
+    fs::create_dir_all(folder).map_err(|e| at(folder, e))?;
+    put(&folder.join("config.json"), config.to_string())?;
     let mut shards: Vec<Vec<Tensor>> = vec![Vec::new()];
     let mut filled = 0;
     for (name, shape) in names.all() {
@@ -283,22 +319,35 @@ fn write(
     }
     let count = shards.len();
     if count == 1 {
-        return save(&at.join(format!("{base}.safetensors")), shards.remove(0));
+        return save(&folder.join(format!("{base}.safetensors")), shards.remove(0));
     }
     let mut weight_map = BTreeMap::new();
     for (i, shard) in shards.into_iter().enumerate() {
         let file = format!("{base}-{:05}-of-{count:05}.safetensors", i + 1);
-        eprintln!("writing {}", at.join(&file).display());
+        eprintln!("writing {}", folder.join(&file).display());
         weight_map.extend(shard.iter().map(|tensor| (tensor.name().to_owned(), file.clone())));
-        save(&at.join(&file), shard)?;
+        save(&folder.join(&file), shard)?;
     }
     let index = json!({ "metadata": { "total_size": names.bytes(dtype) }, "weight_map": weight_map });
-    Ok(fs::write(at.join(format!("{base}.safetensors.index.json")), index.to_string())?)
+    put(&folder.join(format!("{base}.safetensors.index.json")), index.to_string())
 }
 
 fn save(path: &Path, tensors: Vec<Tensor>) -> Result<(), Failure> {
     let views = tensors.into_iter().map(|tensor| (tensor.name().to_owned(), tensor));
-    serialize_to_file(views, None, path).map_err(|e| format!("{}: {e}", path.display()).into())
+    serialize_to_file(views, None, path).map_err(|e| Failure::from(format!("{}: {e}", path.display())))?;
+    readable(path).map_err(|e| at(path, e))
+}
+
+/// What safetensors writes is for its owner alone.
+#[cfg(unix)]
+fn readable(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable(_: &Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 #[cfg(test)]

@@ -95,10 +95,9 @@ pub struct RankReport {
     pub mapped_bytes: u64,
     /// Peak anonymous memory of the process in bytes, where the system tells it.
     pub rss_anon: u64,
-    /// Peak resident memory of mapped files in bytes, where the system tells it; of a cluster's rank what it was at the
-    /// end of the job.
+    /// Peak resident memory of mapped files in bytes, where the system tells it.
     pub rss_file: u64,
-    /// Bytes that the process has had read from disks, where the system tells it.
+    /// Bytes that the process has had read from disks, where the system tells it; a rank of a cluster, for this job.
     pub read_bytes: u64,
     /// Peak resident memory of the process in bytes, mapped weights included, where the system tells it.
     pub peak_rss: u64,

@@ -8,8 +8,9 @@ use cubecl_server::runtime::Runtime;
 use dg_comm::{Block, BlockShape};
 use dg_nccl::memory::{Arena, Memory, Owner};
 use dg_nccl::{GpuError, error};
+use std::any::Any;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The values of `tensor`, f32 or bf16 on a CUDA device, in row-major order. Runs what fusion holds back, and waits for
 /// the device: another library may read the block at once.
@@ -33,9 +34,9 @@ pub fn block<const D: usize>(tensor: Tensor<D>) -> error::Result<Block> {
 /// A tensor of the values of a block that [`block`] or [`Tensors`] made. `None` for other blocks, or another number of
 /// values.
 pub fn tensor<const D: usize>(block: &Block, shape: [usize; D]) -> Option<Tensor<D>> {
-    let memory = Arc::clone(block.device()?) as Arc<dyn std::any::Any + Send + Sync>;
+    let memory = Arc::clone(block.device()?) as Arc<dyn Any + Send + Sync>;
     let memory = memory.downcast::<Memory>().ok()?;
-    let owner = Arc::clone(memory.owner()) as Arc<dyn std::any::Any + Send + Sync>;
+    let owner = Arc::clone(memory.owner()) as Arc<dyn Any + Send + Sync>;
     let held = owner.downcast::<Held>().ok()?;
     if shape.iter().product::<usize>() != block.len() {
         return None;
@@ -67,8 +68,11 @@ impl Arena for Tensors {
 #[derive(Debug)]
 struct Held {
     tensor: Tensor<1>,
-    /// Keeps the memory where it is.
+    /// Keeps the memory from being used for another tensor.
     _cube: CubeTensor,
+    /// cubecl's claim to the address, without which it may move what is there. Nobody locks it: what it holds may not be
+    /// shared between threads otherwise.
+    _claim: Mutex<Box<dyn Any + Send>>,
     address: u64,
     bytes: usize,
 }
@@ -84,8 +88,10 @@ impl Held {
         let cube = burn_cubecl::kernel::into_contiguous(client.resolve_tensor_float::<CubeBackend>(fused));
         device.sync().map_err(|error| failed(error.to_string()))?;
         let held = cube.client.get_resource::<<CudaRuntime as Runtime>::Server>(cube.handle.clone());
-        let address = held.map_err(|error| failed(format!("{error:?}")))?.resource().ptr;
-        Ok(Self { tensor, _cube: cube, address, bytes })
+        let held = held.map_err(|error| failed(format!("{error:?}")))?;
+        let address = held.resource().ptr;
+        let claim: Box<dyn Any + Send> = Box::new(held);
+        Ok(Self { tensor, _cube: cube, _claim: Mutex::new(claim), address, bytes })
     }
 }
 

@@ -119,6 +119,20 @@ pub enum PassError {
     /// The job cannot go on from the checkpoint that it is given.
     #[error(transparent)]
     Resume(#[from] ResumeError),
+    /// Weights that lie in a mapped file.
+    #[error(transparent)]
+    Unread(#[from] Unread),
+}
+
+/// Weights of a mapped file cannot be read any more: the disk fails, or the file has been cut short. A touch of them would
+/// end the process.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {reason}")]
+pub struct Unread {
+    /// The file, relative to the model folder.
+    pub file: String,
+    /// What the system says.
+    pub reason: String,
 }
 
 /// A run that ends without pictures.
@@ -153,6 +167,7 @@ impl From<PassError> for RunError {
             PassError::Cancelled(e) => Self::Cancelled(e),
             PassError::Comm(e) => Self::Comm(e),
             PassError::Resume(e) => Self::Resume(e),
+            PassError::Unread(Unread { file, reason }) => Self::Model(ModelError::Weights { file, reason }),
         }
     }
 }

@@ -63,7 +63,7 @@ pub mod watch;
 pub mod weights;
 
 pub use config::{ModelConfig, ScheduleConfig};
-pub use error::{ModelError, PassError, RunError};
+pub use error::{ModelError, PassError, RunError, Unread};
 pub use picture::Picture;
 pub use pipeline::{FreeMemory, Pipeline, PipelineOptions};
 pub use repo::ModelRepo;

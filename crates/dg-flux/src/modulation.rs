@@ -7,12 +7,12 @@
 //!
 //! Shapes: r rows, one per image (and CFG branch) and step; D = heads · head_dim.
 
-use crate::ModelError;
 use crate::conditioning::{Conditioning, Moment};
 use crate::stage::{self, Stage};
 use crate::turns::Turns;
-use crate::watch::{Cancelled, Watch};
+use crate::watch::Watch;
 use crate::weights::{Linear, Loader, Pages};
+use crate::{ModelError, PassError};
 use burn::tensor::Tensor;
 use dg_core::shape::TransformerShape;
 use dg_kernels::{self as k, Precision};
@@ -91,6 +91,9 @@ impl Modulator {
     /// The modulations of one row per moment; moment i goes with row i mod n of `pooled`
     /// `[n, pooled width]`, so that the moments of several steps stand one step after the other.
     ///
+    /// # Errors
+    /// If `watch` stops it, or weights cannot be read.
+    ///
     /// # Panics
     /// If n does not divide the number of moments.
     pub fn forward(
@@ -98,11 +101,11 @@ impl Modulator {
         moments: &[Moment],
         pooled: Tensor<2>,
         watch: &dyn Watch,
-    ) -> Result<Modulations, Cancelled> {
+    ) -> Result<Modulations, PassError> {
         let conditioning = self.conditioning.forward(moments, pooled);
         let c = k::silu(conditioning.clone(), self.precision);
         let mut turn = 0..;
-        let mut say = |linear: &Linear| -> Result<Tensor<2>, Cancelled> {
+        let mut say = |linear: &Linear| -> Result<Tensor<2>, PassError> {
             let turn = turn.next().unwrap_or_default();
             watch.check()?;
             self.turns.begin(turn, watch)?;
@@ -195,7 +198,7 @@ impl<'a> Ahead<'a> {
     }
 
     /// The modulations of step `i`. Steps are asked for in order.
-    pub fn step(&mut self, i: usize, watch: &dyn Watch) -> Result<Modulations, Cancelled> {
+    pub fn step(&mut self, i: usize, watch: &dyn Watch) -> Result<Modulations, PassError> {
         if self.known.is_none() || i >= self.first + self.steps_max {
             // before the next ones take its place
             self.known = None;

@@ -4,10 +4,10 @@
 //! Transformer" (2020), with the gated GELU of v1.1; as `modeling_t5.py` of transformers runs it
 //! without an attention mask: padding takes part everywhere.
 
-use crate::ModelError;
 use crate::turns::Turns;
-use crate::watch::{Cancelled, Watch};
+use crate::watch::Watch;
 use crate::weights::{Linear, Loader, together};
+use crate::{ModelError, PassError};
 use burn::tensor::Tensor;
 use dg_core::shape::T5Shape;
 use dg_kernels::{self as k, Activation, Precision};
@@ -79,7 +79,10 @@ impl T5 {
 
     /// `ids`: one list of equal length per prompt. Returns `[prompts, tokens, width]`. `watch` sees
     /// every block's result as `t5.…`.
-    pub fn encode(&self, ids: &[Vec<u32>], watch: &mut dyn Watch) -> Result<Tensor<3>, Cancelled> {
+    ///
+    /// # Errors
+    /// If `watch` stops it, or weights cannot be read.
+    pub fn encode(&self, ids: &[Vec<u32>], watch: &mut dyn Watch) -> Result<Tensor<3>, PassError> {
         let (b, n) = (ids.len(), ids[0].len());
         let mut x = k::embedding(&self.tokens, &ids.concat()).reshape([b, n, self.shape.width]);
         let bias = self.bias(n);

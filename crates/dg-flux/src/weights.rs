@@ -3,7 +3,7 @@
 //! A tensor that can be used as it lies in the file is never copied: it *is* the map. bf16 and f16
 //! weights of a float32 run stay as they are and are widened layer by layer by `dg-kernels`.
 
-use crate::{ModelError, ModelSource};
+use crate::{ModelError, ModelSource, Unread};
 use burn::tensor::{AllocationProperty, DType, Device, Distribution, Tensor, TensorData, bf16, f16};
 use bytes::Bytes;
 use dg_kernels::{Activation, Precision, SharedLayer};
@@ -41,6 +41,8 @@ pub struct MappedWeights {
 /// The pages of a mapped file that hold one tensor, or several beside each other.
 #[derive(Clone)]
 pub struct Pages {
+    /// The file, relative to the model folder.
+    file: Arc<str>,
     map: MappedFile,
     range: Range<usize>,
 }
@@ -49,7 +51,7 @@ impl Pages {
     /// Those of `range` of a file.
     #[cfg(test)]
     pub(crate) fn new(map: &MappedFile, range: Range<usize>) -> Self {
-        Self { map: map.clone(), range }
+        Self { file: "weights".into(), map: map.clone(), range }
     }
 
     /// Bytes.
@@ -78,11 +80,17 @@ impl Pages {
     }
 
     /// Reads them into memory, and waits for it.
-    pub fn read_ahead(&self) {
-        if let Err(e) = self.map.read_ahead(self.range.clone()) {
-            // they are read when they are touched
-            tracing::debug!("reading weights ahead: {e}");
-        }
+    ///
+    /// # Errors
+    /// [`Unread`], where a touch of them would end the process.
+    pub fn read_ahead(&self) -> Result<(), Unread> {
+        self.map.read_ahead(self.range.clone()).map_err(|e| {
+            let Range { start, end } = self.range;
+            let reason = format!(
+                "bytes {start} to {end} cannot be read: the disk fails, or the file has been cut short ({e})"
+            );
+            Unread { file: self.file.to_string(), reason }
+        })
     }
 
     /// Takes `next` in, if it follows in the same file within `gap` bytes.
@@ -297,7 +305,11 @@ impl Loader<'_> {
         let entry = files.tensors.get(name)?;
         let file = files.files.iter().find(|f| f.name == entry.file)?;
         let start = entry.bytes.as_ptr().addr() - file.bytes.as_ptr().addr();
-        Some(Pages { map: file.map.clone()?, range: start..start + entry.bytes.len() })
+        Some(Pages {
+            file: file.name.clone(),
+            map: file.map.clone()?,
+            range: start..start + entry.bytes.len(),
+        })
     }
 
     /// A bias or a norm's weight: in f32, of values of the run's precision.

@@ -108,8 +108,10 @@ impl MappedFile {
         let end = range.end.min(map.len());
         let mut start = range.start.min(end) / PAGE_MAX * PAGE_MAX;
         let announce = |start: usize| {
-            let len = end.saturating_sub(start).min(AHEAD);
-            if len > 0 { map.advise_range(memmap2::Advice::WillNeed, start, len) } else { Ok(()) }
+            let stop = start.saturating_add(AHEAD).min(end);
+            (start..stop)
+                .step_by(REQUEST)
+                .try_for_each(|at| map.advise_range(memmap2::Advice::WillNeed, at, REQUEST.min(stop - at)))
         };
         announce(start)?;
         while start < end {
@@ -131,6 +133,9 @@ impl MappedFile {
 
 /// Bytes that [`MappedFile::read_ahead`] asks the disk for at a time, twice.
 const AHEAD: usize = 16 << 20;
+/// Bytes of one request: Linux cuts a longer one to what it would itself read ahead, which is this at least unless
+/// somebody has set `read_ahead_kb` below it.
+const REQUEST: usize = 128 << 10;
 
 #[cfg(target_os = "linux")]
 fn uncache(file: &File, pages: Range<usize>) -> io::Result<()> {

@@ -11,6 +11,17 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug)]
 pub struct Driver(&'static Api);
 
+/// What the driver says of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Its name.
+    pub name: String,
+    /// Bytes of memory.
+    pub bytes: u64,
+    /// Compute capability, as (9, 0) for 9.0.
+    pub capability: (u32, u32),
+}
+
 type Code = c_int;
 type Handle = *mut c_void;
 
@@ -22,6 +33,7 @@ struct Api {
     device: unsafe extern "C" fn(*mut c_int, c_int) -> Code,
     name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Code,
     total: unsafe extern "C" fn(*mut usize, c_int) -> Code,
+    attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Code,
     retain: unsafe extern "C" fn(*mut Handle, c_int) -> Code,
     release: unsafe extern "C" fn(c_int) -> Code,
     set_current: unsafe extern "C" fn(Handle) -> Code,
@@ -68,6 +80,7 @@ impl Driver {
                 device: library.function("cuDeviceGet")?,
                 name: library.function("cuDeviceGetName")?,
                 total: library.function("cuDeviceTotalMem_v2")?,
+                attribute: library.function("cuDeviceGetAttribute")?,
                 retain: library.function("cuDevicePrimaryCtxRetain")?,
                 release: library.function("cuDevicePrimaryCtxRelease_v2")?,
                 set_current: library.function("cuCtxSetCurrent")?,
@@ -119,11 +132,11 @@ impl Driver {
         Ok(count.unsigned_abs())
     }
 
-    /// Name and bytes of memory of a device.
+    /// Name, memory and compute capability of a device.
     ///
     /// # Errors
     /// [`GpuError::NoDevice`], [`GpuError::Cuda`].
-    pub fn describe(&self, ordinal: u32) -> Result<(String, u64)> {
+    pub fn describe(&self, ordinal: u32) -> Result<About> {
         let device = self.device(ordinal)?;
         let (mut name, mut total) = ([0; 256], 0);
         // SAFETY: it writes at most 256 bytes with a zero at their end.
@@ -132,7 +145,8 @@ impl Driver {
         self.check("cuDeviceTotalMem", unsafe { (self.0.total)(&raw mut total, device) })?;
         // SAFETY: the zero is there.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
-        Ok((name, total as u64))
+        let [major, minor] = [CAPABILITY_MAJOR, CAPABILITY_MINOR].map(|which| self.attribute(device, which));
+        Ok(About { name, bytes: total as u64, capability: (major?, minor?) })
     }
 
     /// The primary context of a device, which all libraries of this process share.
@@ -155,6 +169,14 @@ impl Driver {
         // SAFETY: it writes one number.
         self.check("cuDeviceGet", unsafe { (self.0.device)(&raw mut device, number) })?;
         Ok(device)
+    }
+
+    fn attribute(&self, device: c_int, attribute: c_int) -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: it writes one number.
+        let code = unsafe { (self.0.attribute)(&raw mut value, attribute, device) };
+        self.check("cuDeviceGetAttribute", code)?;
+        Ok(value.unsigned_abs())
     }
 
     fn check(&self, call: &'static str, code: Code) -> Result<()> {
@@ -253,6 +275,9 @@ impl Context {
 
 const OUT_OF_MEMORY: Code = 2;
 const NOT_READY: Code = 600;
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`, and `…_MINOR`.
+const CAPABILITY_MAJOR: c_int = 75;
+const CAPABILITY_MINOR: c_int = 76;
 const STREAM_NON_BLOCKING: c_uint = 1;
 const EVENT_DISABLE_TIMING: c_uint = 2;
 

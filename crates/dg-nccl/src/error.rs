@@ -56,7 +56,9 @@ pub enum GpuError {
         symbol: &'static str,
     },
     /// NCCL is older than what is used of it.
-    #[error("{library} is NCCL {have}; {need} or newer is needed")]
+    #[error(
+        "{library} is NCCL {have}; {need} or newer is needed; hint: update it, or name another library in DG_NCCL_LIBRARY, as that of `pip install \"nvidia-nccl-cu12>=2.27\"`"
+    )]
     TooOld {
         /// The library.
         library: PathBuf,

@@ -1,7 +1,7 @@
 //! What this machine has of GPUs and of the libraries that they need.
 #![allow(unsafe_code, reason = "NVRTC is asked for its version")]
 
-use crate::driver::Driver;
+use crate::driver::{About, Driver};
 use crate::dynamic::Dynamic;
 use crate::error::{GpuError, Result};
 use crate::library::Library;
@@ -38,8 +38,8 @@ pub struct Found {
 pub struct DriverFacts {
     /// The library; its version is the newest CUDA that it speaks.
     pub library: Found,
-    /// Name and bytes of memory of each device.
-    pub devices: Vec<(String, u64)>,
+    /// Each device.
+    pub devices: Vec<About>,
 }
 
 /// NVML.
@@ -53,16 +53,13 @@ pub struct NvmlFacts {
 
 /// Looks at everything. Nothing is computed; devices stay asleep.
 pub fn look() -> Facts {
-    let folders = toolkit_folders();
+    let toolkit = toolkit();
     Facts {
         driver: Driver::load().and_then(driver),
         nvml: Meter::open()
             .and_then(|meter| Ok(NvmlFacts { driver: meter.driver_version()?, devices: meter.read()? })),
-        nvrtc: nvrtc(&folders),
-        headers: folders
-            .iter()
-            .map(|folder| folder.join("include"))
-            .find(|at| at.join("cuda_fp16.h").is_file()),
+        nvrtc: nvrtc(toolkit.as_deref()),
+        headers: toolkit.map(|folder| folder.join("include")).filter(|at| at.join("cuda_fp16.h").is_file()),
         nccl: Library::load()
             .map(|library| Found { path: library.path().into(), version: library.version().to_string() }),
     }
@@ -75,17 +72,23 @@ fn driver(driver: Driver) -> Result<DriverFacts> {
     Ok(DriverFacts { library: Found { path: driver.path().into(), version }, devices })
 }
 
-/// Where a CUDA toolkit is looked for: `CUDA_PATH` alone if it is set.
-fn toolkit_folders() -> Vec<PathBuf> {
-    match std::env::var_os("CUDA_PATH").filter(|path| !path.is_empty()) {
-        Some(path) => vec![path.into()],
-        None => ["/usr/local/cuda", "/opt/cuda", "/usr"].map(PathBuf::from).to_vec(),
-    }
+/// The folder of the CUDA toolkit, by the rule of cubecl, which gives NVRTC its headers and no other's.
+fn toolkit() -> Option<PathBuf> {
+    toolkit_of(std::env::var("CUDA_PATH").ok(), |path| path.exists())
 }
 
-fn nvrtc(folders: &[PathBuf]) -> std::result::Result<Found, String> {
+/// `CUDA_PATH` whatever it is, or the first of the usual folders that is there: that of a distribution's packages only if
+/// they have the compiler.
+fn toolkit_of(named: Option<String>, is_there: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let usual =
+        [("/usr/local/cuda", "/usr/local/cuda"), ("/opt/cuda", "/opt/cuda"), ("/usr/bin/nvcc", "/usr")];
+    let first = || usual.iter().find(|(sign, _)| is_there(Path::new(sign)));
+    named.map(PathBuf::from).or_else(|| first().map(|(_, folder)| PathBuf::from(folder)))
+}
+
+fn nvrtc(toolkit: Option<&Path>) -> std::result::Result<Found, String> {
     let names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"];
-    let beside = folders.iter().flat_map(|folder| ["lib64", "lib"].map(|lib| folder.join(lib)));
+    let beside = toolkit.into_iter().flat_map(|folder| ["lib64", "lib"].map(|lib| folder.join(lib)));
     let beside = beside.flat_map(|folder| names.map(|name| folder.join(name)));
     let all: Vec<_> = names.iter().map(PathBuf::from).chain(beside.filter(|file| file.is_file())).collect();
     nvrtc_of(&all).map_err(|error| error.to_string())
@@ -121,28 +124,73 @@ impl Facts {
         if let Err(reason) = &self.nvrtc {
             return Some(reason.clone());
         }
-        self.headers.is_none().then(|| {
-            let looked: Vec<_> = toolkit_folders().iter().map(|f: &PathBuf| shown(f)).collect();
-            format!(
-                "CUDA's headers (include/cuda_fp16.h) are in none of {}; hint: install the CUDA toolkit, or set CUDA_PATH",
-                looked.join(", ")
-            )
-        })
+        if let Some(why) = self.misfit() {
+            return Some(why);
+        }
+        self.headers.is_none().then(|| no_headers(toolkit().as_deref()))
+    }
+
+    /// What is here but too old, or does not fit together. What is missing is told elsewhere.
+    pub fn misfit(&self) -> Option<String> {
+        let driver = self.driver.as_ref().ok()?;
+        let speaks = numbers(&driver.library.version);
+        if let Some(have) = speaks.filter(|have| *have < CUDA_OLDEST) {
+            let (have, need) = (dotted(have), dotted(CUDA_OLDEST));
+            return Some(format!(
+                "the NVIDIA driver speaks CUDA {have}; {need} (R570) or newer is needed; hint: update the driver"
+            ));
+        }
+        let compiles = self.nvrtc.as_ref().ok().and_then(|nvrtc| numbers(&nvrtc.version));
+        if let (Some(driver), Some(nvrtc)) = (speaks, compiles)
+            && nvrtc > driver
+        {
+            let (nvrtc, driver) = (dotted(nvrtc), dotted(driver));
+            return Some(format!(
+                "NVRTC is of CUDA {nvrtc}, and the driver loads kernels of at most CUDA {driver}; hint: update the driver, or use a toolkit of at most CUDA {driver} (LD_LIBRARY_PATH, CUDA_PATH)"
+            ));
+        }
+        // Ranks compute on the first device that they see.
+        let old = driver.devices.first().filter(|device| device.capability < CAPABILITY_LEAST)?;
+        let (have, need) = (dotted(old.capability), dotted(CAPABILITY_LEAST));
+        Some(format!(
+            "{} has compute capability {have}; kernels need {need} or above; hint: use a newer GPU (CUDA_VISIBLE_DEVICES chooses), or --device cpu",
+            old.name
+        ))
     }
 }
 
-fn shown(path: &Path) -> String {
-    path.display().to_string()
+fn no_headers(toolkit: Option<&Path>) -> String {
+    let place = toolkit.map_or_else(
+        || "there is no CUDA toolkit in /usr/local/cuda, /opt/cuda or /usr".to_owned(),
+        |folder| format!("CUDA's headers (include/cuda_fp16.h) are not in {}", folder.display()),
+    );
+    format!("{place}; hint: install the CUDA toolkit, or set CUDA_PATH to the folder of one with headers")
 }
+
+/// Major and minor of a version as it is shown.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let (major, minor) = version.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn dotted((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
+}
+
+/// cudarc's bindings of the newest CUDA call `cuEventElapsedTime_v2`, which older drivers do not have.
+const CUDA_OLDEST: (u32, u32) = (12, 8);
+/// Attention multiplies bfloat16 on tensor cores (`mma.m16n8k16`).
+const CAPABILITY_LEAST: (u32, u32) = (8, 0);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn facts() -> Facts {
-        let found = || Found { path: "lib".into(), version: "1".into() };
+        let found = || Found { path: "lib".into(), version: "12.8".into() };
+        let device = About { name: "a".into(), bytes: 1, capability: (8, 0) };
         Facts {
-            driver: Ok(DriverFacts { library: found(), devices: vec![("a".into(), 1)] }),
+            driver: Ok(DriverFacts { library: found(), devices: vec![device] }),
             nvml: Err("no".into()),
             nvrtc: Ok(found()),
             headers: Some("include".into()),
@@ -159,7 +207,60 @@ mod tests {
         let hidden = Ok(DriverFacts { devices: vec![], ..facts().driver.unwrap() });
         assert!(Facts { driver: hidden, ..facts() }.obstacle().unwrap().contains("CUDA_VISIBLE_DEVICES"));
         let headers = Facts { headers: None, ..facts() }.obstacle().unwrap();
-        assert!(headers.contains("cuda_fp16.h") && headers.contains("hint: "), "{headers}");
+        assert!(headers.contains("CUDA_PATH") && headers.contains("hint: "), "{headers}");
+    }
+
+    /// Facts with these versions of the driver and of NVRTC, and a device of this compute capability.
+    fn versions(driver: &str, nvrtc: &str, capability: (u32, u32)) -> Facts {
+        let found = |version: &str| Found { path: "lib".into(), version: version.into() };
+        let device = About { name: "T4".into(), bytes: 1, capability };
+        let driver = Ok(DriverFacts { library: found(driver), devices: vec![device] });
+        Facts { driver, nvrtc: Ok(found(nvrtc)), ..facts() }
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_told_with_numbers_and_a_hint() {
+        let fit = [("12.8", "12.8"), ("13.0", "12.9"), ("13.1", "13.0"), ("12.10", "12.9")];
+        for (driver, nvrtc) in fit {
+            assert_eq!(versions(driver, nvrtc, (9, 0)).obstacle(), None, "{driver} and {nvrtc}");
+        }
+        let cases = [
+            (versions("12.4", "12.4", (9, 0)), "speaks CUDA 12.4; 12.8 (R570) or newer is needed; hint: "),
+            (
+                versions("12.8", "12.9", (9, 0)),
+                "NVRTC is of CUDA 12.9, and the driver loads kernels of at most CUDA 12.8; hint: ",
+            ),
+            (versions("12.9", "13.0", (9, 0)), "NVRTC is of CUDA 13.0"),
+            (
+                versions("13.0", "13.0", (7, 5)),
+                "T4 has compute capability 7.5; kernels need 8.0 or above; hint: ",
+            ),
+        ];
+        for (facts, words) in cases {
+            let said = facts.obstacle().unwrap();
+            assert!(said.contains(words), "{said}");
+            assert_eq!(facts.misfit(), Some(said));
+        }
+        let bare = Facts { nvrtc: Err("no NVRTC here".into()), ..versions("12.8", "12.8", (9, 0)) };
+        assert_eq!((bare.misfit(), bare.obstacle()), (None, Some("no NVRTC here".into())));
+    }
+
+    #[test]
+    fn the_toolkit_is_that_of_cubecl() {
+        let of = |named: Option<&str>, there: &[&str]| {
+            let found =
+                toolkit_of(named.map(Into::into), |path| there.iter().any(|at| Path::new(at) == path));
+            found.map(|folder| folder.display().to_string())
+        };
+        let all = ["/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc"];
+        assert_eq!(of(None, &all).as_deref(), Some("/usr/local/cuda"));
+        assert_eq!(of(None, &all[1..]).as_deref(), Some("/opt/cuda"));
+        assert_eq!(of(None, &all[2..]).as_deref(), Some("/usr"));
+        assert_eq!(of(None, &["/usr/include/cuda_fp16.h"]), None, "headers without a compiler");
+        assert_eq!(of(Some("/nowhere"), &all).as_deref(), Some("/nowhere"), "it is not looked past");
+        let bare = no_headers(Some(Path::new("/usr/local/cuda")));
+        assert!(bare.contains("are not in /usr/local/cuda; hint: ") && bare.contains("CUDA_PATH"), "{bare}");
+        assert!(no_headers(None).contains("no CUDA toolkit"));
     }
 
     #[test]

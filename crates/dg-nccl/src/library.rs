@@ -56,8 +56,11 @@ struct Config {
 
 /// `NCCL_CONFIG_UNDEF_INT`.
 const UNDEFINED: c_int = c_int::MIN;
-/// The oldest that will do: 2.18 has configurations of the size used here, and non-blocking communicators that work.
-pub const OLDEST: Version = Version(21_800);
+/// Version of NCCL whose configuration [`Config`] is.
+const CONFIG_VERSION: c_uint = 21_800;
+/// The oldest that will do. One thread has several non-blocking communicators and groups in flight here, and before 2.27
+/// NCCL kept one job of a group per thread: a second one is refused (2.18) or spoils the first.
+pub const OLDEST: Version = Version(22_700);
 const UINT8: c_int = 1;
 const IN_PROGRESS: Code = 7;
 /// Blocks of threads for one direction between two ranks, so that all directions fit on the device beside each other.
@@ -142,7 +145,7 @@ impl Library {
         let mut config = Config {
             size: size_of::<Config>(),
             magic: 0xcafe_beef,
-            version: OLDEST.0.unsigned_abs(),
+            version: CONFIG_VERSION,
             blocking: 0,
             cga_cluster_size: UNDEFINED,
             min_ctas: UNDEFINED,

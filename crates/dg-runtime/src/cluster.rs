@@ -137,12 +137,15 @@ impl Cluster {
         let repo = repo.into();
         let shape = repo.shape().clone();
         let plan = load_plan(&shape, &options.parallel.ask, options.dtype)?;
+        let all = options.parallel.ask.layout.ranks();
         dg_flux::allow_tf32(options.tf32);
         let device = dg_flux::device(options.device).map_err(StartError::Device)?;
         let computing = PipelineOptions {
             free_memory: crate::memory::free(options.device, &device),
-            // ranks that are threads use the same maps: none of them can tell what the others still need
-            weights_memory: (plan.ranks() == 1).then(|| crate::memory::share(options.device, 1, 0)).flatten(),
+            // ranks that are threads, replicas too, use the same maps: none can tell what the others still need
+            weights_memory: (all == 1)
+                .then(|| crate::memory::share(options.device, crate::memory::Others::default()))
+                .flatten(),
             device,
             dtype: options.dtype,
             time_dtype: options.time_dtype,

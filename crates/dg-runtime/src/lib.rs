@@ -88,6 +88,7 @@ pub mod memory;
 pub mod placed;
 pub mod plan;
 mod run;
+mod sampler;
 mod supervisor;
 mod told;
 mod worker;

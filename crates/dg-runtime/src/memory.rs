@@ -1,5 +1,6 @@
 //! What a run will need, before anything is loaded.
 
+pub use crate::sampler::Sampler;
 use crate::{EngineOptions, machine};
 use dg_core::GenerateRequest;
 use dg_flux::modulation::Ahead;
@@ -101,13 +102,31 @@ pub(crate) fn free(kind: DeviceKind, device: &Device) -> Option<FreeMemory> {
     }
 }
 
-/// What a rank's weights may take of this host's memory, if so many sets of different weights share it, and the other
-/// ranks need `others` bytes for themselves; nothing for GPUs, whose weights are copied.
-pub(crate) fn share(kind: DeviceKind, sets: u32, others: u64) -> Option<FreeMemory> {
-    let share = move || {
-        let free = machine::memory()?.available.saturating_sub(others);
-        Some(free / u64::from(sets.max(1)))
-    };
+/// Who else takes memory on the host of a rank.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Others {
+    /// How many ranks.
+    pub(crate) ranks: u64,
+    /// What each of them holds besides weights at its peak.
+    pub(crate) each: u64,
+    /// Bytes of weights that are used here, and those of them that are this rank's.
+    pub(crate) weights: u64,
+    pub(crate) mine: u64,
+}
+
+impl Others {
+    /// This rank's part of `available` bytes. What the others hold by now is not among these; as all of them do the
+    /// same work, it is taken for as much as this one has, `held`.
+    fn leave(self, available: u64, held: u64) -> u64 {
+        let free = available.saturating_sub(self.ranks.saturating_mul(self.each.saturating_sub(held)));
+        let part = u128::from(free) * u128::from(self.mine) / u128::from(self.weights.max(self.mine).max(1));
+        if self.weights == 0 { free } else { part as u64 }
+    }
+}
+
+/// What a rank's weights may take of this host's memory; nothing for GPUs, whose weights are copied.
+pub(crate) fn share(kind: DeviceKind, others: Others) -> Option<FreeMemory> {
+    let share = move || Some(others.leave(machine::memory()?.available, ProcessMemory::of(None).rss_anon));
     (kind == DeviceKind::Cpu).then(|| FreeMemory::new(share))
 }
 
@@ -151,4 +170,22 @@ pub fn of_host() -> u64 {
     let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kib.unwrap_or(0) << 10
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shared_out_by_what_each_rank_has_to_keep() {
+        let gib = 1u64 << 30;
+        let larger = Others { ranks: 1, each: 2 * gib, weights: 17 * gib, mine: 10 * gib };
+        let smaller = Others { mine: 7 * gib, ..larger };
+        assert_eq!(larger.leave(19 * gib, 0), 10 * gib);
+        assert_eq!(smaller.leave(19 * gib, 0), 7 * gib);
+        // once the others hold what they need, it is not among what is free
+        assert_eq!(larger.leave(17 * gib, 2 * gib), 10 * gib);
+        assert_eq!(larger.leave(gib, 0), 0);
+        assert_eq!(Others::default().leave(5, 7), 5);
+    }
 }

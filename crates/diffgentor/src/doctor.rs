@@ -134,16 +134,16 @@ fn gpus(facts: &Facts) -> Vec<Check> {
             )];
         }
     };
-    let devices = driver.devices.iter().enumerate().map(|(number, (name, memory))| {
+    let devices = driver.devices.iter().enumerate().map(|(number, device)| {
         let busy = facts.nvml.as_ref().ok().and_then(|nvml| nvml.devices.get(number));
-        let busy = busy.filter(|usage| usage.name == *name).map(|usage| {
+        let busy = busy.filter(|usage| usage.name == device.name).map(|usage| {
             let percent = usage.busy_percent.map_or(String::new(), |percent| format!(", {percent} % busy"));
             format!(", {} in use{percent}", machine::bytes(usage.used_bytes))
         });
-        Check::good(
-            "gpu",
-            format!("{number}: {name}, {}{}", machine::bytes(*memory), busy.unwrap_or_default()),
-        )
+        let (major, minor) = device.capability;
+        let (name, memory) = (&device.name, machine::bytes(device.bytes));
+        let busy = busy.unwrap_or_default();
+        Check::good("gpu", format!("{number}: {name}, compute capability {major}.{minor}, {memory}{busy}"))
     });
     let mut checks: Vec<Check> = devices.collect();
     checks.push(build(cfg!(feature = "cuda")));
@@ -155,6 +155,10 @@ fn gpus(facts: &Facts) -> Vec<Check> {
     let library = format!("{packages}, CUDA {}, {}", driver.library.version, driver.library.path.display());
     checks.push(Check::good("driver", library));
     checks.push(found("nvrtc", facts.nvrtc.clone(), "kernels cannot be compiled without it"));
+    if let Some(why) = facts.misfit() {
+        let (what, hint) = why.split_once("; hint: ").unwrap_or((&why, "docs/gpu.md has what a GPU needs"));
+        checks.push(Check::bad("gpu use", what, hint));
+    }
     let headers = facts.headers.as_ref().map(|folder| folder.display().to_string());
     checks.push(headers.map_or_else(
         || Check::bad("cuda", "no headers", "install the CUDA toolkit, or set CUDA_PATH"),
@@ -237,9 +241,11 @@ mod tests {
     #[test]
     fn gpus_are_listed_with_what_they_need() {
         use dg_nccl::GpuError;
+        use dg_nccl::driver::About;
         use dg_nccl::facts::{DriverFacts, NvmlFacts};
         let found = |version: &str| Found { path: "/lib/x.so".into(), version: version.into() };
-        let devices = vec![("H200".into(), 139 << 30), ("H200".into(), 139 << 30)];
+        let device = About { name: "H200".into(), bytes: 139 << 30, capability: (9, 0) };
+        let devices = vec![device.clone(), device];
         let none = |tried: &str| (tried.to_owned(), "not found".to_owned());
         let (tried, reason) = none("libnccl.so.2");
         let facts = Facts {
@@ -261,11 +267,14 @@ mod tests {
             ("nccl", false),
         ];
         assert_eq!(names, expected);
-        assert_eq!(checks[1].detail, "1: H200, 139.0 GiB");
+        assert_eq!(checks[1].detail, "1: H200, compute capability 9.0, 139.0 GiB");
         assert_eq!(checks[3].detail, "570.1, CUDA 12.8, /lib/x.so");
         assert!(
             checks[6].hint.as_ref().is_some_and(|hint| hint.contains("libnccl2") && hint.contains("one GPU"))
         );
+        let misfit = gpus(&Facts { nvrtc: Ok(found("13.0")), ..facts.clone() });
+        assert_eq!((misfit[5].name, misfit[5].ok, misfit.len()), ("gpu use", false, checks.len() + 1));
+        assert!(misfit[5].detail.contains("NVRTC is of CUDA 13.0") && !misfit[5].detail.contains("hint"));
         let (tried, reason) = none("libcuda.so.1");
         let bare = gpus(&Facts { driver: Err(GpuError::NoDriver { tried, reason }), ..facts });
         assert!(bare.len() == 1 && bare[0].detail.starts_with("no NVIDIA driver here"), "{bare:?}");

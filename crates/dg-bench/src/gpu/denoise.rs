@@ -1,7 +1,7 @@
 //! Denoising at FLUX.1-dev's own shape, with random weights made on the device.
 
 use super::Kind;
-use super::part::Row;
+use super::part::{Part, Row};
 use crate::Failure;
 use crate::measure::median;
 use burn::tensor::{Device, Tensor};
@@ -178,40 +178,42 @@ pub(super) fn alone() -> Vec<Arc<dyn Communicator>> {
 }
 
 /// Times all steps.
-pub(super) fn run(kind: Kind, asked: &Asked) -> Result<Vec<Row>, Failure> {
+pub(super) fn run(kind: Kind, asked: &Asked, part: &mut Part) -> Result<(), Failure> {
     let bench = asked.bench(kind)?;
+    part.put(shape(&bench, asked, kind));
     let begin = Instant::now();
     let denoiser = bench.denoiser()?;
     let (latents, first) = bench.run(&denoiser, Layout::SERIAL, alone())?;
     let start = begin.elapsed().as_secs_f64();
+    let is_finite = latents.iter().all(|x| x.is_finite());
+    part.put(Row::new("latents", is_finite, "are finite numbers", json!({ "count": latents.len() })));
+    let detail = format!("{start:.1} s with weights and first run ({first:.1} s)");
+    part.put(Row::told("start", detail, Value::Null));
     let mut times = Vec::new();
     for _ in 0..asked.repeats.max(1) {
         times.push(bench.run(&denoiser, Layout::SERIAL, alone())?.1);
+        let step = median(times.clone()) / f64::from(asked.steps);
+        let (rate, memory) = (bench.flop() / step * 1e-12, memory_bytes(kind));
+        let numbers = json!({
+            "ms_per_step": step * 1e3, "tflop_per_s": rate, "flop": bench.flop(), "run_s": times, "steps": asked.steps,
+            "first_run_s": first, "start_s": start, "memory_bytes": memory,
+        });
+        part.put(Row::told("step", format!("{:.1} ms, {rate:.2} TFLOP/s", step * 1e3), numbers));
+        let detail = format!("{:.2} GiB in use", memory as f64 / f64::from(1 << 30));
+        part.put(Row::told("memory", detail, Value::Null));
     }
-    let step = median(times.clone()) / f64::from(asked.steps);
-    let rate = bench.flop() / step * 1e-12;
-    let memory = memory_bytes(kind);
-    let size = bench.work.size;
-    let shape = format!(
-        "{:?}, {} × {} pixels, {} text tokens, {:?}",
-        asked.size(kind),
-        size.width(),
-        size.height(),
-        bench.work.text_tokens,
-        asked.format
-    );
-    let is_finite = latents.iter().all(|x| x.is_finite());
+    Ok(())
+}
+
+fn shape(bench: &Bench, asked: &Asked, kind: Kind) -> Row {
+    let (size, pixels, tokens) = (asked.size(kind), bench.work.size, bench.work.text_tokens);
+    let (width, height) = (pixels.width(), pixels.height());
+    let detail = format!("{size:?}, {width} × {height} pixels, {tokens} text tokens, {:?}", asked.format);
     let numbers = json!({
-        "ms_per_step": step * 1e3, "tflop_per_s": rate, "flop": bench.flop(), "run_s": times, "steps": asked.steps,
-        "first_run_s": first, "start_s": start, "memory_bytes": memory,
+        "size": format!("{size:?}"), "width": width, "height": height, "text_tokens": tokens,
+        "format": format!("{:?}", asked.format),
     });
-    Ok(vec![
-        Row::told("shape", shape, Value::Null),
-        Row::new("latents", is_finite, "are finite numbers", json!({ "count": latents.len() })),
-        Row::told("step", format!("{:.1} ms, {rate:.2} TFLOP/s", step * 1e3), numbers),
-        Row::told("start", format!("{start:.1} s with weights and first run ({first:.1} s)"), Value::Null),
-        Row::told("memory", format!("{:.2} GiB in use", memory as f64 / f64::from(1 << 30)), Value::Null),
-    ])
+    Row::told("shape", detail, numbers)
 }
 
 /// Bytes of the first device that are in use, or of this process.

@@ -2,7 +2,7 @@
 
 use super::Kind;
 use super::kernels::error;
-use super::part::Row;
+use super::part::{Part, Row};
 use crate::Failure;
 use dg_core::{DType, GenerateRequest, ImageSize, Scale, Seed, SequenceLength, Steps, TimeDtype};
 use dg_flux::watch::Unwatched;
@@ -16,13 +16,12 @@ use std::path::Path;
 const CASES: [(&str, DType, f64); 2] =
     [("dev_256", DType::Float32, 1e-4), ("dev_bf16", DType::Bfloat16, 0.05)];
 
-pub(super) fn run(kind: Kind, data: &Path) -> Result<Vec<Row>, Failure> {
+pub(super) fn run(kind: Kind, data: &Path, part: &mut Part) -> Result<(), Failure> {
     let manifest = data.join("golden/manifest.json");
     let text = std::fs::read_to_string(&manifest).map_err(|e| format!("{}: {e}", manifest.display()))?;
     let manifest: Value = serde_json::from_str(&text)?;
     let repo = ModelRepo::open(ModelSource::Folder(data.join("tiny-dev")), "tiny-dev")?;
     let device = kind.open()?;
-    let mut rows = Vec::new();
     for (name, dtype, bound) in CASES {
         let request = request(&manifest[name])?;
         let options = PipelineOptions {
@@ -49,9 +48,9 @@ pub(super) fn run(kind: Kind, data: &Path) -> Result<Vec<Row>, Failure> {
             difference.mean, difference.max
         );
         let numbers = json!({ "error": found, "bound": bound, "byte_mean": difference.mean, "byte_max": difference.max });
-        rows.push(Row::new(name, is_good, detail, numbers));
+        part.put(Row::new(name, is_good, detail, numbers));
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn request(case: &Value) -> Result<GenerateRequest, Failure> {

@@ -1,7 +1,7 @@
 //! Every operation against its twin: the kernels of the CPU. On a CPU itself, those against burn's plain operations.
 
 use super::Kind;
-use super::part::Row;
+use super::part::{Part, Row};
 use crate::Failure;
 use burn::tensor::{DType, Device, Tensor};
 use dg_flux::rng::Generator;
@@ -140,9 +140,8 @@ fn attention(on: &On<'_>, queries: usize, keys: usize) -> (Tensor<4>, Tensor<3>)
 }
 
 /// Compares all of them in both formats.
-pub(super) fn run(kind: Kind) -> Result<Vec<Row>, Failure> {
+pub(super) fn run(kind: Kind, part: &mut Part) -> Result<(), Failure> {
     let (cpu, device) = (dg_flux::cpu(), kind.open()?);
-    let mut rows = Vec::new();
     for (precision, name, bound) in
         [(Precision::F32, "f32", F32_BOUND), (Precision::Bf16, "bf16", BF16_BOUND)]
     {
@@ -152,10 +151,10 @@ pub(super) fn run(kind: Kind) -> Result<Vec<Row>, Failure> {
             let error = error(&twin, &here);
             let detail = format!("largest error {error:.1e} of the largest value, bound {bound:.0e}");
             let numbers = json!({ "error": error, "bound": bound });
-            rows.push(Row::new(format!("{case}, {name}"), error <= bound, detail, numbers));
+            part.put(Row::new(format!("{case}, {name}"), error <= bound, detail, numbers));
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// The largest difference as a part of the largest value; infinite if lengths differ or a value is not a number.

@@ -35,6 +35,9 @@ pub(crate) struct Gpu {
     /// Where it is tried
     #[arg(long, value_enum, default_value_t = Kind::Cuda, global = true)]
     device: Kind,
+    /// A file that has all rows so far, for when the part is cut off
+    #[arg(long, global = true)]
+    rows: Option<PathBuf>,
 }
 
 /// What is computed on.
@@ -99,22 +102,39 @@ impl Kind {
     }
 }
 
+impl What {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Doctor => "doctor",
+            Self::Kernels => "kernels",
+            Self::Golden { .. } => "golden",
+            Self::Conformance { .. } => "conformance",
+            Self::Denoise { .. } => "denoise",
+            Self::Ranks { .. } => "ranks",
+            Self::Summary { .. } => "summary",
+        }
+    }
+}
+
 /// Runs a part and prints what it has found; fails if something was not as it should be.
 pub(crate) fn run(gpu: Gpu, json: bool) -> ExitCode {
     let device = gpu.device;
-    let part = |name, rows: Result<_, Failure>| match rows {
-        Ok(rows) => Part::new(name, device, rows),
-        Err(error) => Part::broken(name, device, &error.to_string()),
-    };
-    let part = match gpu.what {
-        What::Doctor => part("doctor", Ok(doctor::look(device))),
-        What::Kernels => part("kernels", kernels::run(device)),
-        What::Golden { data } => part("golden", golden::run(device, &data)),
-        What::Conformance { schedules } => part("conformance", conformance::run(device, schedules)),
-        What::Denoise { shape } => part("denoise", denoise::run(device, &shape)),
-        What::Ranks { shape } => part("ranks", ranks::run(device, &shape)),
+    let mut part = Part::new(gpu.what.name(), device, gpu.rows);
+    let ended: Result<(), Failure> = match gpu.what {
+        What::Doctor => {
+            doctor::look(device, &mut part);
+            Ok(())
+        }
+        What::Kernels => kernels::run(device, &mut part),
+        What::Golden { data } => golden::run(device, &data, &mut part),
+        What::Conformance { schedules } => conformance::run(device, schedules, &mut part),
+        What::Denoise { shape } => denoise::run(device, &shape, &mut part),
+        What::Ranks { shape } => ranks::run(device, &shape, &mut part),
         What::Summary { folder } => return summary::run(&folder, json),
     };
+    if let Err(error) = ended {
+        part.stop(&error.to_string());
+    }
     println!("{}", if json { part.json().to_string() } else { part.text() });
     if part.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

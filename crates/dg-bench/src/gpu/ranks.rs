@@ -4,7 +4,7 @@
 use super::Kind;
 use super::denoise::{Asked, Bench, alone};
 use super::kernels::error;
-use super::part::Row;
+use super::part::{Part, Row};
 use crate::Failure;
 use dg_comm::{Communicator, InProcess};
 use dg_plan::Layout;
@@ -19,13 +19,12 @@ const LAYOUTS: [(&str, Layout); 4] = [
 ];
 
 /// Runs every layout and compares it with one rank on the same device.
-pub(super) fn run(kind: Kind, asked: &Asked) -> Result<Vec<Row>, Failure> {
+pub(super) fn run(kind: Kind, asked: &Asked, part: &mut Part) -> Result<(), Failure> {
     let bench = asked.bench(kind)?;
     let denoiser = bench.denoiser()?;
     // The first run chooses kernels.
     bench.run(&denoiser, Layout::SERIAL, alone())?;
     let (serial, alone_s) = bench.run(&denoiser, Layout::SERIAL, alone())?;
-    let mut rows = Vec::new();
     for (name, layout) in LAYOUTS {
         let ranks = usize::try_from(layout.ranks())?;
         bench.run(&denoiser, layout, group(&bench, kind, ranks))?;
@@ -40,9 +39,9 @@ pub(super) fn run(kind: Kind, asked: &Asked) -> Result<Vec<Row>, Failure> {
             bytes as f64 * 1e-6
         );
         let numbers = json!({ "error": found, "bound": BOUND, "seconds": seconds, "serial_s": alone_s, "bytes": bytes });
-        rows.push(Row::new(name, found <= BOUND && bytes > 0, detail, numbers));
+        part.put(Row::new(name, found <= BOUND && bytes > 0, detail, numbers));
     }
-    Ok(rows)
+    Ok(())
 }
 
 #[cfg(feature = "cuda")]

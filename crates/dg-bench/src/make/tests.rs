@@ -61,9 +61,37 @@ fn what_is_there_and_what_has_no_room_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("model_index.json"), "{}").unwrap();
     let error = full(folder.path(), Shape::Dev).unwrap_err().to_string();
-    assert!(error.contains("is there already; hint: "), "{error}");
+    assert!(error.contains("is not empty; hint: "), "{error}");
     let need = bytes(&Shape::Schnell.sizes());
     let error = check_room(folder.path(), need, need).unwrap_err().to_string();
     assert!(error.contains("33.7 GB free, the model takes 33.7 GB; hint: "), "{error}");
     check_room(folder.path(), need + need / 100, need).unwrap();
+}
+
+#[test]
+fn what_an_interrupted_run_has_left_makes_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("new/model");
+    let mark = begin(&model).unwrap();
+    fs::create_dir(model.join("transformer")).unwrap();
+    fs::write(model.join("transformer/half"), "1").unwrap();
+    // the next run
+    assert_eq!(begin(&model).unwrap(), mark);
+    let left: Vec<_> = fs::read_dir(&model).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, [mark.clone()]);
+    // a finished model is nobody's to remove
+    fs::write(model.join("model_index.json"), "{}").unwrap();
+    fs::remove_file(mark).unwrap();
+    begin(&model).unwrap_err();
+    assert!(model.join("model_index.json").is_file());
+}
+
+#[cfg(unix)]
+#[test]
+fn other_users_may_read_the_weights() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    save(&path, vec![Tensor::new("a", &[2], Dtype::BF16)]).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
 }

@@ -72,7 +72,7 @@ fn devices(nodes: &[(&Node, &[u32])], facts: &Facts) -> Vec<Check> {
 fn names(driver: &DriverFacts, facts: &Facts) -> Vec<String> {
     match &facts.nvml {
         Ok(nvml) => nvml.devices.iter().map(|usage| usage.name.clone()).collect(),
-        Err(_) => driver.devices.iter().map(|(name, _)| name.clone()).collect(),
+        Err(_) => driver.devices.iter().map(|device| device.name.clone()).collect(),
     }
 }
 
@@ -137,6 +137,7 @@ mod tests {
     use super::*;
     use crate::doctor::Status;
     use dg_nccl::GpuError;
+    use dg_nccl::driver::About;
     use dg_nccl::facts::Found;
     use std::path::Path;
 
@@ -147,13 +148,14 @@ mod tests {
         [node.env]\nNCCL_SOCKET_IFNAME = \"ib0\"\nNCCL_SOKET_FAMILY = \"AF_INET\"\n";
 
     fn facts(devices: usize) -> Facts {
-        let found = || Found { path: "/lib/x.so".into(), version: "2.27.3".into() };
+        let found = |version: &str| Found { path: "/lib/x.so".into(), version: version.into() };
+        let device = About { name: "H200".into(), bytes: 1 << 30, capability: (9, 0) };
         Facts {
-            driver: Ok(DriverFacts { library: found(), devices: vec![("H200".into(), 1 << 30); devices] }),
+            driver: Ok(DriverFacts { library: found("12.8"), devices: vec![device; devices] }),
             nvml: Err("not here".into()),
-            nvrtc: Ok(found()),
+            nvrtc: Ok(found("12.8")),
             headers: Some("/usr/include".into()),
-            nccl: Ok(found()),
+            nccl: Ok(found("2.27.3")),
         }
     }
 
@@ -185,6 +187,10 @@ mod tests {
             };
             let bare = devices(local, &bare);
             assert_eq!(said(&bare), [("gpus", Status::Ok), ("cuda", Status::Fail), ("nccl", Status::Warn)]);
+            let old = Facts { nvrtc: Ok(Found { path: "x".into(), version: "13.0".into() }), ..facts(2) };
+            let old = devices(local, &old);
+            assert_eq!(said(&old), [("gpus", Status::Ok), ("cuda", Status::Fail), ("nccl", Status::Ok)]);
+            assert!(old[1].detail.contains("NVRTC is of CUDA 13.0") && old[1].hint.is_some(), "{old:?}");
             let none = GpuError::NoDriver { tried: "libcuda.so.1".into(), reason: "not found".into() };
             let none = devices(local, &Facts { driver: Err(none), ..facts(0) });
             assert_eq!(said(&none), [("gpus", Status::Fail)]);

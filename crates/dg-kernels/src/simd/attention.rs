@@ -329,9 +329,6 @@ impl Work {
                 (_, Steps::Pairs) => wide::probabilities::<PAIRS>(row, old, self.factor),
             }
         };
-        if tile == Tile::Narrow {
-            steps.settle(row);
-        }
         if new > old {
             // not the C library's: its bits differ from system to system
             let power = _mm256_cvtss_f32(exp2_below_zero(_mm256_set1_ps(old - new)));

@@ -1,12 +1,14 @@
 //! Every kernel on operands that end, or begin, at a page nobody may touch: an access one element too far
 //! ends the test program. Behind new results and kept buffers stands a mark, see `scratch::MARK`.
 
+use super::wide::pairs;
 use super::{
     Attention, Binary, Convolution, Cpu, Finish, Layer, Most, Norm, Product, Right, Rows, Sampling, Unary,
     Values, View,
 };
 use crate::Precision;
 use burn::tensor::bf16;
+use core::arch::x86_64::*;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 
 /// Where the page without access is.
@@ -69,14 +71,31 @@ fn kinds() -> Vec<Cpu> {
     kinds
 }
 
-/// Whether BF16 instructions round after each product.
+/// Whether BF16 instructions round after each product, the second first. It asks the bare instruction: a kernel that
+/// is wrong must not be taken for a machine that is different.
 fn dots_are_fmas() -> bool {
-    let Some(cpu) = Cpu::detect(Most::Avx512Bf16).filter(|cpu| cpu.name() == "avx512bf16") else {
-        return false;
-    };
-    let (x, w) = (halves(1, 64 * 40), halves(2, 64 * 40));
-    let found = half_product(cpu, 64, 40, &x, &w);
-    found == chains(40, &x, &w)
+    // SAFETY: the features are there
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") && unsafe { dots_add_up() }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dots_add_up() -> bool {
+    let (x, w) = (halves(1, 32 * 64), halves(2, 32 * 64));
+    let (mut sums, mut expected) = (_mm512_setzero_ps(), [0f32; 16]);
+    for (x, w) in x.chunks_exact(32).zip(w.chunks_exact(32)) {
+        // SAFETY: each has 32 halves
+        let [left, right] = [x, w].map(|v| pairs(unsafe { _mm512_loadu_epi32(v.as_ptr().cast()) }));
+        sums = _mm512_dpbf16_ps(sums, left, right);
+        for (i, sum) in expected.iter_mut().enumerate() {
+            for at in [2 * i + 1, 2 * i] {
+                *sum = x[at].to_f32().mul_add(w[at].to_f32(), *sum);
+            }
+        }
+    }
+    let mut found = [0f32; 16];
+    // SAFETY: it holds sixteen
+    unsafe { _mm512_storeu_ps(found.as_mut_ptr(), sums) };
+    found.map(f32::to_bits) == expected.map(f32::to_bits)
 }
 
 fn halves(seed: u32, n: usize) -> Vec<bf16> {

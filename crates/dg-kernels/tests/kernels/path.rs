@@ -28,7 +28,11 @@ fn every_path_keeps_what_the_tests_say() {
             let mut child = Command::new(&me);
             child.args(["bits::", "equal::", "shapes::"]).env("DG_KERNELS", value);
             let output = child.output().expect("starts");
-            assert!(output.status.success(), "{value}: {}", String::from_utf8_lossy(&output.stdout));
+            let told = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{value}: {told}");
+            for ran in ["test bits::", "test equal::", "test shapes::"] {
+                assert!(told.contains(ran), "{value}, no `{ran}`: {told}");
+            }
         }
     }
 }

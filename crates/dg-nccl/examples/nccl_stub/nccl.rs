@@ -12,7 +12,7 @@ const SYSTEM_ERROR: c_int = 2;
 const INVALID_USAGE: c_int = 5;
 const IN_PROGRESS: c_int = 7;
 
-pub(crate) static VERSION: AtomicI32 = AtomicI32::new(22_304);
+pub(crate) static VERSION: AtomicI32 = AtomicI32::new(22_703);
 /// Sends after which one fails in the background; negative: none.
 pub(crate) static FAIL_AFTER: AtomicI64 = AtomicI64::new(-1);
 /// Communicators whose other end is never found.

@@ -1,6 +1,7 @@
 //! Libraries that are not there, not what they should be, or too old.
 
 use crate::stub::Stub;
+use dg_nccl::driver::About;
 use dg_nccl::{Driver, GpuError, Library, Version};
 use std::path::PathBuf;
 
@@ -36,10 +37,14 @@ fn another_library_of_that_name_is_told_by_what_it_lacks() {
 #[test]
 fn an_old_nccl_is_refused_with_both_versions() {
     let stub = Stub::new();
-    stub.version(21_707);
+    stub.version(22_605);
     let error = Library::load_from(&[stub.path()]).unwrap_err();
-    assert!(matches!(&error, GpuError::TooOld { have: Version(21_707), .. }), "{error}");
-    assert!(error.to_string().contains("is NCCL 2.17.7; 2.18.0 or newer is needed"), "{error}");
+    assert!(matches!(&error, GpuError::TooOld { have: Version(22_605), .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("is NCCL 2.26.5; 2.27.0 or newer is needed; hint: "), "{text}");
+    assert!(text.contains("\"nvidia-nccl-cu12>=2.27\"") && text.contains("DG_NCCL_LIBRARY"), "{text}");
+    stub.version(22_700);
+    assert_eq!(Library::load_from(&[stub.path()]).unwrap().version(), Version(22_700));
     stub.version(23_003);
     let library = Library::load_from(&[stub.path()]).unwrap();
     assert_eq!((library.version().to_string(), library.path()), ("2.30.3".into(), &*stub.path()));
@@ -50,7 +55,8 @@ fn the_driver_tells_what_there_is() {
     let stub = Stub::new();
     let driver = Driver::load_from(&[PathBuf::from("/nowhere.so"), stub.path()]).unwrap();
     assert_eq!((driver.version().unwrap(), driver.count().unwrap()), (12_080, 2));
-    assert_eq!(driver.describe(1).unwrap(), ("Stub 1".into(), 8 << 30));
+    let about = About { name: "Stub 1".into(), bytes: 8 << 30, capability: (9, 0) };
+    assert_eq!(driver.describe(1).unwrap(), about);
     let error = driver.describe(2).unwrap_err();
     assert_eq!(error, GpuError::NoDevice { ordinal: 2, count: 2 });
     assert_eq!(driver.context(0).unwrap().memory().unwrap(), (8 << 30, 8 << 30));

@@ -94,20 +94,20 @@ pub(super) fn stretches(rows: usize, most: usize) -> impl Iterator<Item = (usize
     (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
 }
 
-/// A panel stays in the first-level cache while the rows pass.
+/// Six rows stay in the first-level cache while the panels pass.
 ///
 /// # Safety
 /// As [`Tile::block`].
 #[target_feature(enable = "avx2,fma")]
 unsafe fn narrow(k: usize, (a, lda): (*const f32, usize), (b, panel): (*const f32, usize), to: Target) {
-    for (j, column) in (0..to.columns).step_by(16).enumerate() {
-        let left = to.columns - column;
-        for row in (0..to.rows).step_by(6) {
+    for (row, rows) in stretches(to.rows, 6) {
+        for (j, column) in (0..to.columns).step_by(16).enumerate() {
+            let left = to.columns - column;
             // SAFETY: `row` and `column` are inside of what the caller described
             unsafe {
                 let (a, b) = (a.add(row * lda), b.add(j * panel));
                 let c = to.start.add(row * to.stride + column);
-                by_rows!((to.rows - row).min(6), narrow_tile, (k, (a, lda), b, (c, to.stride), left, to.add));
+                by_rows!(rows, narrow_tile, (k, (a, lda), b, (c, to.stride), left, to.add));
             }
         }
     }
@@ -138,7 +138,7 @@ unsafe fn wide(
     }
 }
 
-/// Per inner step two loads, `R` broadcasts, `2·R` FMAs on eight lanes.
+/// Six rows at most. Per inner step two loads, `R` broadcasts, `2·R` FMAs on eight lanes.
 ///
 /// # Safety
 /// `a` holds `R` rows of `k` floats, `b` `k · 16` floats, `c` `R` rows of `min(left, 16)` floats.
@@ -161,15 +161,13 @@ unsafe fn narrow_tile<const R: usize>(
         }
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
         let (mut a, mut b) = (a, b);
-        for _ in 0..k {
-            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = _mm256_broadcast_ss(&*a.add(r * lda));
-                sums[0] = _mm256_fmadd_ps(x, b0, sums[0]);
-                sums[1] = _mm256_fmadd_ps(x, b1, sums[1]);
-            }
-            a = a.add(1);
-            b = b.add(16);
+        for _ in 0..k / 4 {
+            narrow_steps::<R, 4>(&mut sums, (a, lda), b);
+            (a, b) = (a.add(4), b.add(4 * 16));
+        }
+        for _ in 0..k % 4 {
+            narrow_steps::<R, 1>(&mut sums, (a, lda), b);
+            (a, b) = (a.add(1), b.add(16));
         }
         for (r, sums) in sums.into_iter().enumerate() {
             for (half, sum) in sums.into_iter().enumerate() {
@@ -177,6 +175,33 @@ unsafe fn narrow_tile<const R: usize>(
                     let (c, left) = (c.add(r * ldc + 8 * half), left - 8 * half);
                     store(c, left, if add { _mm256_add_ps(sum, load(c, left)) } else { sum });
                 }
+            }
+        }
+    }
+}
+
+/// `S` inner steps at a time, without counting in between: a processor whose other thread is busy decodes half as much.
+///
+/// # Safety
+/// `a` holds `R` rows of `S` floats, `b` `S · 16` floats.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn narrow_steps<const R: usize, const S: usize>(
+    sums: &mut [[__m256; 2]; R],
+    (a, lda): (*const f32, usize),
+    b: *const f32,
+) {
+    // SAFETY: the caller's promise. Two pointers reach six rows by what an address can add to them.
+    unsafe {
+        let below = a.wrapping_add(3 * lda);
+        for step in 0..S {
+            let b = b.add(step * 16);
+            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row = if r < 3 { a.add(r * lda) } else { below.add((r - 3) * lda) };
+                let x = _mm256_broadcast_ss(&*row.add(step));
+                sums[0] = _mm256_fmadd_ps(x, b0, sums[0]);
+                sums[1] = _mm256_fmadd_ps(x, b1, sums[1]);
             }
         }
     }

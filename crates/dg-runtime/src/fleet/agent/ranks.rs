@@ -44,7 +44,8 @@ impl Rank {
         command.envs(&spec.env).process_group(0);
         let gpu = gpu(spec.gpus.as_deref(), slot)?;
         if let Some(gpu) = gpu {
-            command.env(VISIBLE_DEVICES, gpu.to_string()).env(DEVICE_ORDER.0, DEVICE_ORDER.1);
+            let is_set = |name: &str| spec.env.contains_key(name) || std::env::var_os(name).is_some();
+            command.envs(of_gpu(gpu, is_set));
         }
         if !is_first {
             command.env_remove(failpoint::VARIABLE);
@@ -89,6 +90,15 @@ fn gpu(gpus: Option<&[u32]>, slot: u16) -> std::io::Result<Option<u32>> {
     let gpu = gpus.get(usize::from(slot)).copied();
     let none = || std::io::Error::other(format!("the node has {} GPUs, none for slot {slot}", gpus.len()));
     gpu.map(Some).ok_or_else(none)
+}
+
+/// What the environment of a rank on this GPU has besides; `is_set` of what it has already.
+fn of_gpu(gpu: u32, is_set: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
+    let mut all = vec![(VISIBLE_DEVICES, gpu.to_string()), (DEVICE_ORDER.0, DEVICE_ORDER.1.into())];
+    if !is_set(CONNECTIONS.0) {
+        all.push((CONNECTIONS.0, CONNECTIONS.1.into()));
+    }
+    all
 }
 
 fn setup(args: &AgentArgs, spec: &NodeSpec, slot: u16, gpu: Option<u32>) -> RankSetup {
@@ -196,6 +206,9 @@ async fn read_lines(
 const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// Numbers as `nvidia-smi` has them, not the fastest first.
 const DEVICE_ORDER: (&str, &str) = ("CUDA_DEVICE_ORDER", "PCI_BUS_ID");
+/// Queues of the device, the most that there are. With fewer (8 by default) two streams may share one, and a send of NCCL
+/// that waits would hold up the receive behind it.
+const CONNECTIONS: (&str, &str) = ("CUDA_DEVICE_MAX_CONNECTIONS", "32");
 /// Log lines that go to the head when a rank ends.
 const TAIL_LINES: usize = 20;
 const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_millis(200);
@@ -229,6 +242,18 @@ mod tests {
         let of = |gpus: Option<Vec<u32>>, slot| gpu(gpus.as_deref(), slot).map_err(|e| e.to_string());
         assert_eq!((of(None, 3), of(Some(vec![2, 5]), 1)), (Ok(None), Ok(Some(5))));
         assert_eq!(of(Some(vec![2, 5]), 2), Err("the node has 2 GPUs, none for slot 2".into()));
+    }
+
+    #[test]
+    fn a_rank_on_a_gpu_sees_it_alone_and_has_a_queue_for_each_stream() {
+        let of = |set: &[&str]| {
+            let all = of_gpu(5, |name| set.contains(&name)).into_iter();
+            all.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        };
+        let always = ["CUDA_VISIBLE_DEVICES=5", "CUDA_DEVICE_ORDER=PCI_BUS_ID"];
+        assert_eq!(of(&[]), [always[0], always[1], "CUDA_DEVICE_MAX_CONNECTIONS=32"]);
+        // The user's number stays; which GPU it is, is the file's word.
+        assert_eq!(of(&["CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_VISIBLE_DEVICES"]), always);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::failpoint::Failpoint;
 use crate::fleet::OpenModel;
 use crate::logic::cluster::Stamp;
 use crate::logic::cluster::epoch::Trouble;
+use crate::memory::{Others, ProcessMemory, Sampler};
 use bytes::Bytes;
 use dg_core::StepEvent;
 use dg_core::report::RankReport;
@@ -17,8 +18,10 @@ use dg_flux::parallel::{LatentsPart, RankJob, Resume};
 use dg_flux::watch::Watch;
 use dg_flux::{DeviceKind, FreeMemory, ModelRepo, Picture, Pipeline, PipelineOptions, RunError};
 use dg_net::plane::{EpochKey, Member, Options, Rendezvous, Tls};
+use dg_plan::Plan;
 use rayon::ThreadPool;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -39,6 +42,8 @@ struct Computer {
     device: Option<RankDevice>,
     /// Bytes that the last attempt is planned to take.
     need: u64,
+    /// What the process had had read from disks when that attempt began.
+    read_before: u64,
     model: Option<(String, Arc<ModelRepo>)>,
     engine: Option<(String, Pipeline)>,
     attempt: Option<Attempt>,
@@ -60,6 +65,7 @@ pub(super) fn start(args: Arguments, tell: Tell) -> Result<Sender<Work>, String>
         tell,
         device: None,
         need: 0,
+        read_before: 0,
         model: None,
         engine: None,
         attempt: None,
@@ -99,6 +105,7 @@ impl Computer {
     fn one(&mut self, work: Work) -> (RankSay, Bytes) {
         let outcome = match work {
             Work::Prepare(epoch, team, body, stop) => {
+                self.read_before = crate::memory::read_bytes();
                 let prepared = self.open_model(body.model.clone().or_else(|| self.setup.model.clone()));
                 let prepared = prepared.and_then(|repo| {
                     let attempt = Attempt::new(epoch, team, *body, stop, &repo, &self.setup)?;
@@ -147,10 +154,8 @@ impl Computer {
                 tracing::warn!(need = self.need, free, "the GPU has too little memory");
                 return Err(Trouble::Oom { need: self.need, free: Some(free) });
             }
-            // ranks of one stage use the same pages of the same files
-            let (here, stages) = (u32::from(self.setup.ranks).max(1), attempt.plan.layout.pp);
-            let others = u64::from(here - 1).saturating_mul(memory.kv_buffers + memory.activations_least);
-            let weights_memory = crate::memory::share(device.kind, here.min(stages), others);
+            let others = others(&attempt.plan, attempt.team.me, self.setup.ranks.into());
+            let weights_memory = crate::memory::share(device.kind, others);
             let share = weights_memory.as_ref().and_then(FreeMemory::ask);
             let options = PipelineOptions {
                 device: device.tensors.clone(),
@@ -202,7 +207,7 @@ impl Computer {
     }
 
     fn run(&mut self, epoch: Stamp, from_step: u32, latents: &Bytes) -> Result<(RankSay, Bytes), Trouble> {
-        let Self { setup, failpoint, pool, tell, need, engine, attempt, .. } = self;
+        let Self { setup, failpoint, pool, tell, need, engine, attempt, read_before, .. } = self;
         let attempt = current(attempt, epoch)?;
         let broken = || Trouble::Error("it was told to run before it was ready".into());
         let (Some((_, engine)), Some(comm)) = (engine, attempt.comm.take()) else { return Err(broken()) };
@@ -219,8 +224,14 @@ impl Computer {
         let mut watch = Reporter { attempt, tell, failpoint: *failpoint, number, spoke_at };
         watch.fail_at(from_step as usize);
         let (start, batch) = (Instant::now(), &attempt.body.batch);
+        let sampler = Sampler::start();
         let ran = pool.install(|| connected(engine, batch, &job, &mut watch));
-        let report = report(setup, attempt, &job, engine.mapped_bytes(), start.elapsed());
+        let held = Held {
+            mapped_bytes: engine.mapped_bytes(),
+            memory: sampler.map_or_else(|| ProcessMemory::of(None), Sampler::finish),
+            read_bytes: crate::memory::read_bytes().saturating_sub(*read_before),
+        };
+        let report = report(setup, attempt, &job, held, start.elapsed());
         match ran {
             Ok(pictures) => Ok((RankSay::Done, RankDone::pack(report, &pictures.unwrap_or_default()))),
             Err(error) => {
@@ -231,6 +242,21 @@ impl Computer {
             }
         }
     }
+}
+
+/// What the other ranks of a host with `here` ranks hold. Ranks of one stage use the same pages of the same files.
+fn others(plan: &Plan, me: u32, here: u64) -> Others {
+    let memory = plan.memory(me);
+    let stage = |rank: u32| plan.layout.coords(rank).pp;
+    let all: BTreeMap<u32, u64> =
+        (0..plan.ranks()).map(|rank| (stage(rank), plan.memory(rank).transformer)).collect();
+    let mine = all.get(&stage(me)).copied().unwrap_or(0);
+    let (foreign, stages) = (all.values().sum::<u64>() - mine, all.len() as u64);
+    // which stages are here is known if all are
+    let here = here.max(1);
+    let foreign = foreign / (stages - 1).max(1) * (here.min(stages) - 1);
+    let each = memory.kv_buffers + memory.activations_least;
+    Others { ranks: here - 1, each, weights: mine + foreign, mine }
 }
 
 fn kind(setup: &RankSetup) -> DeviceKind {
@@ -256,11 +282,19 @@ fn connected(
     pictures.inspect_err(|error| job.comm.abort(&error.to_string()))
 }
 
+/// Memory of a rank in a job.
+struct Held {
+    mapped_bytes: u64,
+    memory: ProcessMemory,
+    /// From disks, since the job was prepared.
+    read_bytes: u64,
+}
+
 fn report(
     setup: &RankSetup,
     attempt: &Attempt,
     job: &RankJob,
-    mapped_bytes: u64,
+    Held { mapped_bytes, memory, read_bytes }: Held,
     wall: Duration,
 ) -> RankReport {
     let counted = job.comm.counters();
@@ -271,7 +305,6 @@ fn report(
         sent.to = std::mem::take(&mut sent.to).into_iter().map(|(to, bytes)| (number(to), bytes)).collect();
     }
     let predicted = attempt.plan.sent_from(attempt.team.me, attempt.body.batch.len(), job.steps_done());
-    let memory = crate::memory::ProcessMemory::of(None);
     RankReport {
         rank: setup.number,
         coords: attempt.plan.layout.coords(attempt.team.me).reported(),
@@ -280,7 +313,7 @@ fn report(
         mapped_bytes,
         rss_anon: memory.rss_anon,
         rss_file: memory.rss_file,
-        read_bytes: crate::memory::read_bytes(),
+        read_bytes,
         peak_rss: memory.peak_rss,
         compute_s: wall.saturating_sub(wait).as_secs_f64(),
         wait_s: wait.as_secs_f64(),
