@@ -6,7 +6,7 @@ use dg_flux::conditioning::Moment;
 use dg_flux::modulation::{Ahead, Modulations, Modulator};
 use dg_flux::watch::{Cancelled, Unwatched, Watch};
 use dg_flux::weights::WeightFiles;
-use dg_flux::{ModelConfig, ModelSource};
+use dg_flux::{ModelConfig, ModelSource, PassError};
 use dg_kernels::{Precision, from_vec, to_vec};
 
 const STEPS: usize = 7;
@@ -69,7 +69,7 @@ fn stopping_stops() {
     }
     with_modulator(Precision::F32, |modulator, shape| {
         let result = modulator.forward(&moments(), pooled(shape.pooled_width), &Stopped);
-        assert_eq!(result.err(), Some(Cancelled));
+        assert_eq!(result.err(), Some(PassError::Cancelled(Cancelled)));
     });
 }
 
