@@ -444,4 +444,4 @@ pub(crate) fn is_finished(error: &CommError) -> bool {
 
 /// Rounds without anything after which it is looked less often.
 const SOON: u32 = 500;
-const CLOSE_MAX: Duration = Duration::from_millis(500);
+const CLOSE_MAX: Duration = Duration::from_secs(2);
