@@ -227,8 +227,9 @@ impl State {
         let Setup { load, options, board, tell, .. } = &self.args;
         let (load, board, tell) = (load.clone(), board.clone(), tell.clone());
         let args = compute::Arguments { id, load, threads: options.threads.get(), board, tell };
-        let (worker, _) = Actor::spawn_linked(None, Worker, args, myself.get_cell()).await?;
+        // before it can be anything else
         self.args.board.set(rank, RankState::Loading);
+        let (worker, _) = Actor::spawn_linked(None, Worker, args, myself.get_cell()).await?;
         self.workers[rank] = Slot { life: self.lives, is_ready: false, worker: Some(worker) };
         Ok(())
     }
