@@ -78,7 +78,7 @@ fn what_an_interrupted_run_has_left_makes_room() {
     // the next run
     assert_eq!(begin(&model).unwrap(), mark);
     let left: Vec<_> = fs::read_dir(&model).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(left, [mark.clone()]);
+    assert_eq!(left, std::slice::from_ref(&mark));
     // a finished model is nobody's to remove
     fs::write(model.join("model_index.json"), "{}").unwrap();
     fs::remove_file(mark).unwrap();
