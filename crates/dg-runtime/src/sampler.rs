@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Watches how much memory of its own and of mapped files the process holds. The system keeps a peak
-/// of both together only, so these are the highest of samples every [`SAMPLE`]: a shorter peak can be
+/// of both together only, so these are the highest of samples every 15 ms: a shorter peak can be
 /// missed.
 pub struct Sampler {
     stop: Sender<()>,
