@@ -250,15 +250,15 @@ fn text_of(path: &Path) -> Option<String> {
     String::from_utf8(std::fs::read(workspace_dir().join(path)).ok()?).ok()
 }
 
-/// The files that belong to the repository, relative to its root: what git tracks or would, otherwise all but build
-/// and run output.
 fn tracked_files() -> Vec<PathBuf> {
-    let root = workspace_dir();
+    files_of(&workspace_dir())
+}
+
+/// The files that belong to the repository at `root`, relative to it: what git tracks, and not what commands leave beside
+/// it; otherwise all but build and run output.
+fn files_of(root: &Path) -> Vec<PathBuf> {
     if root.join(".git").exists() {
-        let listed = Command::new("git")
-            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-            .current_dir(&root)
-            .output();
+        let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output();
         if let Ok(output) = listed
             && output.status.success()
         {
@@ -269,7 +269,7 @@ fn tracked_files() -> Vec<PathBuf> {
         }
     }
     let mut files = Vec::new();
-    walk(&root, Path::new(""), &mut files);
+    walk(root, Path::new(""), &mut files);
     files
 }
 
@@ -283,6 +283,24 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<PathBuf>) {
             walk(root, &path, files);
         }
     }
+}
+
+#[test]
+fn what_a_command_leaves_is_not_of_the_repository() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path();
+    std::fs::create_dir_all(root.join("output/deep")).expect("a folder");
+    for name in ["Cargo.toml", "r.json", "output/deep/a.png"] {
+        std::fs::write(root.join(name), "x").expect("written");
+    }
+    let mut bare = files_of(root);
+    bare.sort();
+    assert_eq!(bare, ["Cargo.toml", "r.json"].map(PathBuf::from), "without git");
+    for arguments in [&["init", "-q"][..], &["add", "Cargo.toml"]] {
+        let git = Command::new("git").args(arguments).current_dir(root).status();
+        assert!(git.expect("git starts").success(), "{arguments:?}");
+    }
+    assert_eq!(files_of(root), [PathBuf::from("Cargo.toml")]);
 }
 
 #[test]
@@ -385,4 +403,4 @@ const DOCUMENTS: [&str; 18] = [
 ];
 
 /// What a walk without git leaves out.
-const OUTPUT: [&str; 3] = [".git", "output", "target"];
+const OUTPUT: [&str; 4] = [".git", "gpu-results", "output", "target"];
