@@ -61,3 +61,32 @@ fn settled(v: __m256, n: usize) -> __m256 {
     }
     swapped
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::bf16;
+
+    #[test]
+    fn swapped_powers_are_the_others_rounded_to_bf16() {
+        if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+            return eprintln!("SKIPPED: AVX2, which this machine has not");
+        }
+        for n in 1..=41 {
+            let scores: Vec<f32> = (0..n).map(|i| ((i * 37 % 41) as f32).sin() * 3.0).collect();
+            let (mut plain, mut swapped) = (scores.clone(), scores);
+            // SAFETY: the features are there
+            let found = unsafe {
+                (
+                    probabilities::<false>(&mut plain, -1.0, 1.0),
+                    probabilities::<true>(&mut swapped, -1.0, 1.0),
+                )
+            };
+            // the sum is that of the powers before they are rounded
+            assert_eq!(found.0, found.1, "{n}");
+            let rounded = plain.chunks(2).flat_map(|two| two.iter().rev());
+            let rounded: Vec<f32> = rounded.map(|power| bf16::from_f32(*power).to_f32()).collect();
+            assert_eq!(swapped, rounded, "{n}");
+        }
+    }
+}
